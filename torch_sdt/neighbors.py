@@ -1,0 +1,366 @@
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Iterator, Optional, Tuple, Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_sdt.io import atomic_path
+
+PathLike = Union[str, 'os.PathLike[str]']
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    r"""A cosine kNN graph as a table: the data structure inside the library.
+
+    Row :math:`i` lists the :math:`K` nearest neighbours of sample :math:`i`
+    in descending similarity; rank 0 is :math:`i` itself at similarity 1.
+    Unpacks as ``index, similarity = neighbors``.
+
+    Args:
+        index (torch.Tensor): Neighbour ids, int64, shape ``[N, K]``.
+        similarity (torch.Tensor): Cosines, float32, shape ``[N, K]``.
+    """
+    index: Tensor
+    similarity: Tensor
+
+    @property
+    def num_nodes(self) -> int:
+        r"""The number of samples :math:`N`."""
+        return self.index.size(0)
+
+    @property
+    def k(self) -> int:
+        r"""The table's width :math:`K`, the sample itself included."""
+        return self.index.size(1)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.index, self.similarity))
+
+    def __repr__(self) -> str:
+        return (f'{self.__class__.__name__}(num_nodes={self.num_nodes}, '
+                f'k={self.k})')
+
+    # Build ##################################################################
+
+    @classmethod
+    def build(
+        cls,
+        x: Union[np.ndarray, Tensor],
+        k: Optional[int] = None,
+        index: str = 'auto',
+        center: bool = False,
+        device: Optional[Union[str, torch.device]] = None,
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> Neighbors:
+        r"""Normalises features and searches their cosine neighbours, with a
+        progress bar.
+
+        Args:
+            x (numpy.ndarray or torch.Tensor): Features, floating point,
+                shape ``[N, D]``.
+            k (int, optional): Neighbours per row, the sample itself
+                included. (default: :obj:`min(80, N)`)
+            index (str, optional): See :meth:`torch_sdt.ops.knn`.
+                (default: :obj:`"auto"`)
+            center (bool, optional): If :obj:`True`, the mean feature is
+                removed first. (default: :obj:`False`)
+            device (str or torch.device, optional): Where to search.
+                (default: that of :obj:`x`)
+            seed (int, optional): Seed of an approximate index.
+                (default: :obj:`0`)
+            verbose (bool, optional): If :obj:`True`, shows a progress bar
+                where the output is a terminal. (default: :obj:`False`)
+
+        Raises:
+            ValueError: See :meth:`torch_sdt.ops.normalize_features` and
+                :meth:`torch_sdt.ops.knn`.
+        """
+        from torch_sdt.ops.knn import default_k, knn_blocks
+        from torch_sdt.ops.normalize import normalize_features
+        from torch_sdt.progress import progress
+
+        x = normalize_features(x, center=center)
+        k = default_k(x.size(0)) if k is None else k
+        blocks = knn_blocks(x, k, index, device, seed)
+        out_index = torch.empty(x.size(0), k, dtype=torch.long)
+        out_similarity = torch.empty(x.size(0), k)
+        with progress(x.size(0), 'kNN', verbose) as bar:
+            for start, block_index, block_similarity in blocks:
+                stop = start + block_index.size(0)
+                out_index[start:stop] = block_index
+                out_similarity[start:stop] = block_similarity
+                bar.update(stop - start)
+        return cls(out_index.to(x.device), out_similarity.to(x.device))
+
+    def validate(self, num_nodes: Optional[int] = None) -> Neighbors:
+        r"""Checks every row and returns the table itself.
+
+        Args:
+            num_nodes (int, optional): The number of samples the table should
+                describe. (default: :obj:`None`)
+
+        Raises:
+            ValueError: For another shape or dtype than documented, a row
+                that does not start with its own sample, an id out of range,
+                a repeated neighbour, or a similarity that is not finite or
+                not in descending order. The message names the first bad row.
+        """
+        index, similarity = self.index, self.similarity
+        if index.dim() != 2 or index.shape != similarity.shape:
+            raise ValueError(
+                f"'index' and 'similarity' must both have shape [N, K] "
+                f"(got {list(index.shape)} and {list(similarity.shape)})")
+        if index.dtype != torch.long:
+            raise ValueError(f"'index' must be int64 (got {index.dtype})")
+        if not similarity.is_floating_point():
+            raise ValueError(f"'similarity' must be floating point "
+                             f"(got {similarity.dtype})")
+        if num_nodes is not None and index.size(0) != num_nodes:
+            raise ValueError(f"The table has {index.size(0)} rows, but there "
+                             f"are {num_nodes} samples")
+        if index.numel() == 0:
+            raise ValueError(f"The table is empty (shape "
+                             f"{list(index.shape)})")
+        n = index.size(0)
+        for start in range(0, n, 65536):
+            ids = index[start:start + 65536]
+            cos = similarity[start:start + 65536]
+            row = torch.arange(start, start + ids.size(0),
+                               device=ids.device)
+            ordered = ids.sort(dim=1)[0]
+            _raise_at(((ids < 0) | (ids >= n)).any(dim=1), start,
+                      f"has a neighbour outside 0..{n - 1}")
+            _raise_at(ids[:, 0] != row, start,
+                      "does not start with its own sample")
+            _raise_at((ordered[:, 1:] == ordered[:, :-1]).any(dim=1), start,
+                      "lists a neighbour twice")
+            _raise_at(~cos.isfinite().all(dim=1), start,
+                      "has a similarity that is not finite")
+            _raise_at((cos[:, 1:] > cos[:, :-1]).any(dim=1), start,
+                      "is not in descending order of similarity")
+        return self
+
+    def truncate(self, k: int) -> Neighbors:
+        r"""The table of each row's first :obj:`k` neighbours.
+
+        Raises:
+            ValueError: If :obj:`k` is not between 1 and :math:`K`.
+        """
+        if not 1 <= k <= self.k:
+            raise ValueError(f"'k' must be between 1 and the table's width "
+                             f"{self.k} (got {k})")
+        return Neighbors(self.index[:, :k], self.similarity[:, :k])
+
+    # Graph ##################################################################
+
+    def to_edge_index(
+        self,
+        weight: Optional[Tensor] = None,
+        mask: Optional[Tensor] = None,
+    ) -> Tuple[Tensor, Tensor]:
+        r"""The table as a PyG graph, without the self-loops of rank 0.
+
+        Edges are sorted by target, and by rank within a target: each row's
+        neighbours are the sources, the row's own sample is the target.
+
+        Args:
+            weight (torch.Tensor, optional): Edge weights, shape ``[N, K]``.
+                (default: the similarities)
+            mask (torch.Tensor, optional): Entries to keep, bool, shape
+                ``[N, K]``. (default: all)
+
+        Returns:
+            (torch.Tensor, torch.Tensor): ``edge_index`` of shape ``[2, E]``
+            and ``edge_weight`` of shape ``[E]``.
+        """
+        weight = self.similarity if weight is None else weight
+        for name, value in (('weight', weight), ('mask', mask)):
+            if value is not None and value.shape != self.index.shape:
+                raise ValueError(
+                    f"'{name}' must have the table's shape "
+                    f"{list(self.index.shape)} (got {list(value.shape)})")
+        if mask is None:
+            target = torch.arange(self.num_nodes, device=self.index.device)
+            target = target.repeat_interleave(self.k - 1)
+            source = self.index[:, 1:].reshape(-1)
+            return torch.stack([source, target]), weight[:, 1:].reshape(-1)
+        target, rank = mask[:, 1:].nonzero(as_tuple=True)
+        source = self.index[target, rank + 1]
+        return torch.stack([source, target]), weight[target, rank + 1]
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor,
+        similarity: Tensor,
+        num_nodes: Optional[int] = None,
+    ) -> Neighbors:
+        r"""The table of a kNN graph: every target has the same number of
+        incoming edges.
+
+        Args:
+            edge_index (torch.Tensor): Edges (source, target), int64, shape
+                ``[2, E]``, in any order; self-loops are ignored.
+            similarity (torch.Tensor): One similarity an edge, shape ``[E]``.
+            num_nodes (int, optional): The number of nodes.
+                (default: :obj:`max(edge_index) + 1`)
+
+        Raises:
+            ValueError: If the targets' degrees differ.
+        """
+        from torch_geometric.utils import degree
+        from torch_geometric.utils.num_nodes import maybe_num_nodes
+
+        n = maybe_num_nodes(edge_index, num_nodes)
+        keep = edge_index[0] != edge_index[1]
+        (source, target), similarity = edge_index[:, keep], similarity[keep]
+        deg = degree(target, n, dtype=torch.long)
+        if n == 0 or bool((deg != deg[0]).any()):
+            row = int((deg != deg[0]).nonzero()[0]) if n > 0 else 0
+            raise ValueError(
+                f"A neighbour table needs the same number of incoming edges "
+                f"at every node, but node {row} has another number than "
+                f"node 0; use the graph form instead")
+        # Order by target, then by descending similarity, then by source.
+        order = torch.argsort(source, stable=True)
+        order = order[torch.argsort(similarity[order], descending=True,
+                                    stable=True)]
+        order = order[torch.argsort(target[order], stable=True)]
+        self_index = torch.arange(n, device=source.device).view(-1, 1)
+        index = torch.cat([self_index, source[order].view(n, -1)], dim=1)
+        cosine = similarity[order].float().view(n, -1)
+        one = torch.ones(n, 1, device=source.device)
+        return cls(index, torch.cat([one, cosine], dim=1)).validate()
+
+    # Files ##################################################################
+
+    def save(self, path: PathLike) -> None:
+        r"""Writes the published layout of learn-to-cluster.
+
+        A compressed ``.npz`` with one key ``data`` of shape ``[N, 2, K]``:
+        ids in ``[:, 0]``, distances :math:`1 - a_{ij}` in ``[:, 1]``. It is
+        float64, as in the published files. Written to a temporary name and
+        renamed.
+        """
+        data = np.empty((self.num_nodes, 2, self.k))
+        data[:, 0] = self.index.cpu().numpy()
+        data[:, 1] = 1 - self.similarity.cpu().numpy()
+        with atomic_path(path) as tmp:
+            with open(tmp, 'wb') as f:
+                np.savez_compressed(f, data=data)
+
+    @classmethod
+    def load(
+        cls,
+        path: PathLike,
+        num_nodes: Optional[int] = None,
+        values: str = 'distance',
+    ) -> Neighbors:
+        r"""Reads a kNN table, whichever of the field's layouts it has.
+
+        Understood are the key ``data`` of shape ``[N, 2, K]``
+        (learn-to-cluster) and the key pairs ``knns``/``dists`` (LCE-PCENet)
+        and ``idx``/``dist`` (CDP). Where a row does not start with its own
+        sample (exact duplicates, or a table without self), it is put there.
+        Pickled (ragged) tables are refused: no pickle is ever loaded.
+
+        Args:
+            path (str): The ``.npz`` file.
+            num_nodes (int, optional): The number of samples the table should
+                describe. (default: :obj:`None`)
+            values (str, optional): What the file stores beside the ids:
+                :obj:`"distance"` (:math:`1 -` cosine) or
+                :obj:`"similarity"`. (default: :obj:`"distance"`)
+
+        Raises:
+            ValueError: If the file is truncated, of another layout, or holds
+                ids out of range, with the first bad row.
+        """
+        if values not in {'distance', 'similarity'}:
+            raise ValueError(f"'values' must be 'distance' or 'similarity' "
+                             f"(got '{values}')")
+        ids, stored = _read_npz(path)
+        if ids.ndim != 2 or ids.shape != stored.shape or ids.size == 0:
+            raise ValueError(f"'{path}' does not hold a kNN table: ids of "
+                             f"shape {list(ids.shape)}, values of shape "
+                             f"{list(stored.shape)}")
+        index = torch.from_numpy(ids.astype(np.int64))
+        n = index.size(0)
+        if num_nodes is not None and n != num_nodes:
+            raise ValueError(f"'{path}' has {n} rows, but there are "
+                             f"{num_nodes} samples")
+        _raise_at(torch.from_numpy((ids != np.floor(ids)).any(axis=1)), 0,
+                  "holds an id that is no whole number", path)
+        _raise_at(((index < 0) | (index >= n)).any(dim=1), 0,
+                  f"has a neighbour outside 0..{n - 1}", path)
+        value = torch.from_numpy(stored.astype(np.float32))
+        _raise_at(~value.isfinite().all(dim=1), 0,
+                  "has a value that is not finite", path)
+        cosine = 1 - value if values == 'distance' else value
+        if bool((cosine.abs() > 1 + 1e-3).any()) or (
+                index.size(1) > 1 and
+                bool((cosine[:, 0] < cosine[:, -1] - 1e-3).any())):
+            other = 'similarity' if values == 'distance' else 'distance'
+            raise ValueError(
+                f"The values in '{path}' cannot be a "
+                f"{'cosine distance' if values == 'distance' else 'cosine'}; "
+                f"if they are a {other}, pass values='{other}'")
+        return _self_first(index, cosine.clamp(-1, 1)).validate()
+
+
+def _raise_at(bad: Tensor, start: int, what: str,
+              path: Optional[PathLike] = None) -> None:
+    if bool(bad.any()):
+        row = start + int(bad.nonzero()[0])
+        where = f" of '{path}'" if path is not None else ''
+        raise ValueError(f"Row {row}{where} {what}")
+
+
+def _self_first(index: Tensor, similarity: Tensor) -> Neighbors:
+    # Puts each row's own sample at rank 0 with similarity 1: moved there if
+    # the row lists it, in place of the last neighbour if not.
+    row = torch.arange(index.size(0), device=index.device)
+    is_self = index == row.view(-1, 1)
+    absent = ~is_self.any(dim=1)
+    index, similarity = index.clone(), similarity.clone()
+    index[absent, -1] = row[absent]
+    is_self[absent, -1] = True
+    similarity[is_self] = torch.inf
+    similarity, order = similarity.sort(dim=1, descending=True, stable=True)
+    similarity[:, 0] = 1.
+    return Neighbors(index.gather(1, order), similarity)
+
+
+def _read_npz(path: PathLike) -> Tuple[np.ndarray, np.ndarray]:
+    keys = (('data', 'data'), ('knns', 'dists'), ('idx', 'dist'))
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"There is no file '{path}'")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"'{path}' is truncated or no .npz file")
+    with np.load(path, allow_pickle=False) as file:
+        found = [pair for pair in keys if set(pair) <= set(file.files)]
+        if len(found) == 0:
+            raise ValueError(f"'{path}' is no kNN table: it holds the keys "
+                             f"{sorted(file.files)}, not 'data'")
+        try:
+            ids, values = file[found[0][0]], file[found[0][1]]
+        except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as e:
+            raise ValueError(f"'{path}' is truncated or damaged") from e
+        except ValueError as e:
+            raise ValueError(
+                f"'{path}' holds a pickled (ragged) table, and no pickle is "
+                f"loaded here; save it as an array of shape [N, 2, K]") from e
+    if found[0][0] != 'data':
+        return ids, values
+    if ids.ndim != 3 or ids.shape[1] != 2:
+        raise ValueError(f"'data' in '{path}' must have shape [N, 2, K] "
+                         f"(got {list(ids.shape)})")
+    return ids[:, 0], ids[:, 1]

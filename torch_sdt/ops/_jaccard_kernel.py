@@ -1,0 +1,56 @@
+r"""The CPU kernel of Top-K Jaccard, apart so that numba is imported at the
+first call only.
+"""
+# mypy: ignore-errors
+import numba
+import numpy as np
+
+_BLOCK = 64
+
+
+@numba.njit(parallel=True, fastmath=True, cache=True)
+def jaccard_kernel(rowptr, col, length, p, out, threads):
+    r"""Fills :obj:`out`; :obj:`p` becomes :math:`\hat p` in place.
+
+    A thread keeps one scratch row: the :math:`\hat p` of the row it works
+    on, scattered over all nodes, so that asking whether a neighbour is common
+    costs one look-up. The inner loop has no branch left and is vectorised.
+    """
+    one, zero, tiny = np.float32(1), np.float32(0), np.float32(1e-30)
+    n = length.size
+    mass = np.zeros(n, dtype=np.bool_)
+    for i in numba.prange(n):
+        first, last = rowptr[i], rowptr[i] + length[i]
+        total = zero
+        for e in range(first, last):
+            total += p[e]
+        mass[i] = total > zero
+        scale = one / total if total > zero else zero
+        for e in range(first, last):
+            p[e] *= scale
+
+    num_blocks = (n + _BLOCK - 1) // _BLOCK
+    for t in numba.prange(threads):
+        scratch = np.zeros(n, dtype=np.float32)
+        for b in range(t, num_blocks, threads):
+            for i in range(b * _BLOCK, min(n, (b + 1) * _BLOCK)):
+                first, last = rowptr[i], rowptr[i] + length[i]
+                for e in range(first, last):
+                    # Never 0, which means absent.
+                    scratch[col[e]] = max(p[e], tiny)
+                for e in range(first, last):
+                    j = col[e]
+                    start = rowptr[j]
+                    ids = col[start:start + length[j]]
+                    theirs = p[start:start + length[j]]
+                    both = zero
+                    for f in range(ids.size):
+                        mine = scratch[ids[f]]
+                        both += mine + theirs[f] if mine > zero else zero
+                    # The denominator: a row with any weight sums to one.
+                    rows = np.float32(mass[i]) + np.float32(mass[j])
+                    out[e] = both / rows if rows > zero else zero
+                    if j == i:
+                        out[e] = one
+                for e in range(first, last):
+                    scratch[col[e]] = zero

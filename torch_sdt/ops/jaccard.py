@@ -1,0 +1,200 @@
+r"""Top-K Jaccard on neighbour tables and on graphs."""
+from __future__ import annotations
+
+from typing import Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+
+import torch_sdt.typing
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.edge_probability import edge_probability
+
+
+def topk_jaccard(
+    neighbors: Neighbors,
+    k: Optional[Union[int, Tensor]] = None,
+    probability: Optional[Tensor] = None,
+) -> Tensor:
+    r"""Top-K Jaccard edge probability of a neighbour table.
+
+    Every sample :math:`i` trusts the first :math:`k_i` entries
+    :math:`\mathcal{N}_i` of its row. With
+    :math:`\hat p_{ih} = p_{ih} / \sum_{h' \in \mathcal{N}_i} p_{ih'}`,
+
+    .. math::
+        \tilde p_{ij} = \frac{
+        \sum_{h \in \mathcal{N}_i \cap \mathcal{N}_j}
+        (\hat p_{ih} + \hat p_{jh})}{
+        \sum_{h \in \mathcal{N}_i} \hat p_{ih} +
+        \sum_{h \in \mathcal{N}_j} \hat p_{jh}},
+
+    the weighted overlap of the two neighbourhoods: symmetric, in [0, 1], and
+    1 for equal neighbourhoods with equal weights' support. From `"Enhancing
+    Noise Resilience in Face Clustering via Sparse Differential Transformer"
+    <https://arxiv.org/abs/2512.22612>`_. With :math:`k_i = K` and the
+    exponential transform it is the neighbour-based edge probability of
+    `FC-ESER <https://arxiv.org/abs/2408.13431>`_.
+
+    How it differs from the paper's text: each list is cut at its **own**
+    :math:`k`, and :math:`\hat p` of :math:`j` is read from :math:`j`'s own
+    row; both keep the measure symmetric.
+
+    On a CPU without gradients a numba kernel does :math:`\sum_{i,j} k_j`
+    look-ups; else it is differentiable torch, on any device.
+
+    Args:
+        neighbors (Neighbors): The table, shape ``[N, K]``.
+        k (int or torch.Tensor, optional): Trusted neighbours of each sample,
+            itself included: one integer, or integers of shape ``[N]``, each
+            in 1..K. (default: :math:`K`)
+        probability (torch.Tensor, optional): Edge probabilities
+            :math:`p_{ij} \geq 0`, shape ``[N, K]``; gradients flow through
+            them. (default: :meth:`~torch_sdt.ops.edge_probability` of the
+            similarities)
+
+    Returns:
+        torch.Tensor: :math:`\tilde p`, shape ``[N, K]``: at each of a row's
+        first :math:`k_i` ranks, 0 beyond, 1 at rank 0.
+
+    Raises:
+        ValueError: If a shape is wrong, a :math:`k_i` lies outside 1..K, or
+            a probability is negative or not finite.
+    """
+    index = neighbors.index
+    n, width = index.shape
+    if probability is None:
+        probability = edge_probability(neighbors.similarity)
+    if probability.shape != index.shape:
+        raise ValueError(f"'probability' must have the table's shape "
+                         f"{list(index.shape)} (got "
+                         f"{list(probability.shape)})")
+    length = _check_k(k, n, width, index.device)
+    rowptr = torch.arange(0, n * width + 1, width, device=index.device)
+    return topk_jaccard_csr(rowptr, index.reshape(-1), length,
+                            probability.reshape(-1)).view(n, width)
+
+
+def topk_jaccard_csr(
+    rowptr: Tensor,
+    col: Tensor,
+    length: Tensor,
+    probability: Tensor,
+) -> Tensor:
+    r"""Top-K Jaccard on any graph in CSR form, rows of different lengths.
+
+    Row :math:`i` is ``col[rowptr[i]:rowptr[i + 1]]``, best neighbour first,
+    of which the first ``length[i]`` are trusted; no neighbour stands in a
+    row twice. See :meth:`topk_jaccard` for the formula. An edge from a node
+    to itself gets 1 if it is trusted.
+
+    Args:
+        rowptr (torch.Tensor): Row starts, int64, shape ``[N + 1]``.
+        col (torch.Tensor): Neighbours, int64, shape ``[E]``.
+        length (torch.Tensor): Trusted entries of each row, int64, shape
+            ``[N]``.
+        probability (torch.Tensor): :math:`p_{ij} \geq 0`, floating point,
+            shape ``[E]``.
+
+    Returns:
+        torch.Tensor: :math:`\tilde p`, shape ``[E]``.
+    """
+    bad = ~(probability.isfinite() & (probability >= 0))
+    if bool(bad.any()):
+        entry = int(bad.nonzero()[0])
+        row = int(torch.searchsorted(rowptr, entry, right=True)) - 1
+        raise ValueError(f"Row {row} has an edge probability that is negative "
+                         f"or not finite ({float(probability[entry])})")
+    grad = torch.is_grad_enabled() and probability.requires_grad
+    if (torch_sdt.typing.WITH_NUMBA and not col.is_cuda and not grad
+            and not torch.compiler.is_compiling()):
+        return _jaccard_numba(rowptr, col, length, probability)
+    return _jaccard_torch(rowptr, col, length, probability)
+
+
+def _check_k(k: Optional[Union[int, Tensor]], n: int, width: int,
+             device: torch.device) -> Tensor:
+    if k is None:
+        k = width
+    if not isinstance(k, Tensor):
+        if isinstance(k, bool) or int(k) != k:
+            raise ValueError(f"'k' must be an integer (got {k!r})")
+        k = torch.full((n, ), int(k), device=device)
+    if k.shape != (n, ) or k.is_floating_point() or k.dtype == torch.bool:
+        raise ValueError(f"'k' must be integers of shape [{n}] (got "
+                         f"{k.dtype} of shape {list(k.shape)})")
+    bad = (k < 1) | (k > width)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"'k' must be between 1 and the table's width "
+                         f"{width} (got {int(k[row])} in row {row})")
+    return k.to(device=device, dtype=torch.long)
+
+
+# CPU ########################################################################
+
+
+def _jaccard_numba(rowptr: Tensor, col: Tensor, length: Tensor,
+                   probability: Tensor) -> Tensor:
+    from torch_sdt.ops._jaccard_kernel import jaccard_kernel
+
+    # A private copy: the kernel normalises it in place.
+    p = probability.detach().to(torch.float32, copy=True).contiguous()
+    out = torch.zeros_like(p)
+    jaccard_kernel(rowptr.numpy(), col.to(torch.int32).numpy(),
+                   length.numpy(), p.numpy(), out.numpy(),
+                   torch.get_num_threads())
+    return out.to(probability.dtype)
+
+
+# Anywhere, with gradients ###################################################
+
+_WEDGES = 1 << 22
+
+
+def _jaccard_torch(rowptr: Tensor, col: Tensor, length: Tensor,
+                   probability: Tensor) -> Tensor:
+    n, device = length.numel(), col.device
+    row, rank = _rows(rowptr, col.numel())
+    trusted = (rank < length[row]).nonzero().view(-1)
+    i, j, p = row[trusted], col[trusted], probability[trusted]
+    total = p.new_zeros(n).index_add(0, i, p)
+    p = p / total[i].clamp(min=torch.finfo(p.dtype).tiny)
+    ptr = torch.zeros(n + 1, dtype=torch.long, device=device)
+    ptr[1:] = length.cumsum(0)
+
+    # Both neighbourhoods hold h where j's entry (j, h) has a twin (i, h).
+    key, order = (i * n + j).sort()
+    wedges = length[j]
+    value = torch.zeros_like(probability)
+    parts = []
+    # Edges in chunks of a bounded number of look-ups.
+    chunk = wedges.cumsum(0).div(_WEDGES, rounding_mode='floor')
+    for edges in torch.arange(i.numel(), device=device).split(
+            torch.unique_consecutive(chunk, return_counts=True)[1].tolist()):
+        of = torch.arange(edges.numel(), device=device)
+        of = of.repeat_interleave(wedges[edges])
+        within = torch.arange(of.numel(), device=device)
+        start = wedges[edges].cumsum(0) - wedges[edges]
+        theirs = ptr[j[edges]][of] + within - start[of]
+        wanted = i[edges][of] * n + j[theirs]
+        found = torch.searchsorted(key, wanted).clamp(max=key.numel() - 1)
+        hit = key[found] == wanted
+        of, theirs, mine = of[hit], theirs[hit], order[found[hit]]
+        parts.append(p.new_zeros(edges.numel()).index_add(
+            0, of, p[mine] + p[theirs]))
+    if len(parts) == 0:
+        return value
+    both = torch.cat(parts)
+    rows = (total[i] > 0).to(p.dtype) + (total[j] > 0).to(p.dtype)
+    both = torch.where(i == j, torch.ones_like(both),
+                       both / rows.clamp(min=1))
+    return value.index_put((trusted, ), both)
+
+
+def _rows(rowptr: Tensor, num_entries: int) -> Tuple[Tensor, Tensor]:
+    degree = rowptr[1:] - rowptr[:-1]
+    row = torch.arange(degree.numel(), device=rowptr.device)
+    row = row.repeat_interleave(degree)
+    rank = torch.arange(num_entries, device=rowptr.device) - rowptr[row]
+    return row, rank

@@ -1,0 +1,94 @@
+from typing import Union
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ROWS = 65536
+
+
+def normalize_features(
+    x: Union[np.ndarray, Tensor],
+    center: bool = False,
+) -> Tensor:
+    r"""Checks features and scales every row to unit length, in float32.
+
+    Args:
+        x (numpy.ndarray or torch.Tensor): Features, floating point or
+            integer, shape ``[N, D]``; memory-mapped and non-contiguous
+            arrays work. It is not changed.
+        center (bool, optional): If :obj:`True`, the mean feature is removed
+            first: embeddings that share an offset need it.
+            (default: :obj:`False`)
+
+    Returns:
+        torch.Tensor: Unit rows, float32, contiguous, shape ``[N, D]``, on
+        the device of :obj:`x`.
+
+    Raises:
+        ValueError: If :obj:`x` is empty or has another shape, or if a row
+            holds NaN or infinity or has length zero (it has no direction);
+            the message names the row.
+    """
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in 'fiu':
+            raise ValueError(f"Features must be numbers (got dtype "
+                             f"{x.dtype})")
+    elif not isinstance(x, Tensor):
+        raise TypeError(f"Features must be a numpy array or a tensor (got "
+                        f"'{type(x).__name__}')")
+    elif x.is_complex() or x.dtype == torch.bool:
+        raise ValueError(f"Features must be numbers (got dtype {x.dtype})")
+    if x.ndim != 2:
+        raise ValueError(f"Features must have shape [N, D] (got "
+                         f"{list(x.shape)})")
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        raise ValueError(f"Features are empty (shape {list(x.shape)})")
+
+    mean = _mean(x) if center else None
+    device = x.device if isinstance(x, Tensor) else None
+    out = torch.empty(x.shape, dtype=torch.float32, device=device)
+    for start in range(0, x.shape[0], _ROWS):
+        block = _block(x, start)
+        _check_rows(~block.isfinite().all(dim=1), start,
+                    "holds NaN or infinity")
+        if mean is not None:
+            scale = block.abs().amax(dim=1)
+            block = block - mean
+            # What is left of a row that equals the mean is rounding error.
+            size = block.abs().amax(dim=1)
+            _check_rows(size <= 1e-6 * scale, start,
+                        "equals the mean feature, so it has no direction "
+                        "once the mean is removed; use center=False")
+        size = block.abs().amax(dim=1, keepdim=True)
+        _check_rows(size.view(-1) == 0, start,
+                    "is all zeros, so it has no direction; remove it first")
+        # Scaled by the largest entry first: squares may not overflow.
+        block = block / size
+        out[start:start + block.size(0)] = (
+            block / block.norm(dim=1, keepdim=True))
+    return out
+
+
+def _block(x: Union[np.ndarray, Tensor], start: int) -> Tensor:
+    block = x[start:start + _ROWS]
+    if isinstance(block, Tensor):
+        block = block.detach()
+    else:
+        # A copy: a memory map may be read-only, which torch warns about.
+        block = torch.from_numpy(np.array(block))
+    return block if block.dtype == torch.float64 else block.float()
+
+
+def _mean(x: Union[np.ndarray, Tensor]) -> Tensor:
+    total = sum(
+        _block(x, start).sum(dim=0, dtype=torch.float64)
+        for start in range(0, x.shape[0], _ROWS))
+    assert isinstance(total, Tensor)
+    return (total / x.shape[0]).float()
+
+
+def _check_rows(bad: Tensor, start: int, what: str) -> None:
+    if bool(bad.any()):
+        raise ValueError(f"Row {start + int(bad.nonzero()[0])} of the "
+                         f"features {what}")

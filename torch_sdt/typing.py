@@ -1,0 +1,37 @@
+r"""Which optional packages are there, found without importing them.
+
+The flags are read at call time (``torch_sdt.typing.WITH_FAISS``), so that a
+test can switch one off, and so that importing :mod:`torch_sdt` imports none
+of them: faiss and infomap share a type table that breaks when they are loaded
+in the wrong order.
+"""
+from importlib.util import find_spec
+from typing import Union
+
+import numpy as np
+from torch import Tensor
+
+WITH_FAISS = find_spec('faiss') is not None
+WITH_INFOMAP = find_spec('infomap') is not None
+WITH_NETWORKIT = find_spec('networkit') is not None
+WITH_NUMBA = find_spec('numba') is not None
+WITH_TORCH_CLUSTER = find_spec('torch_cluster') is not None
+WITH_MATPLOTLIB = find_spec('matplotlib') is not None
+
+ArrayLike = Union[np.ndarray, Tensor]
+
+
+def require(available: bool, what: str, package: str) -> None:
+    r"""Raises one clear sentence when an optional package is absent.
+
+    Args:
+        available (bool): The package's flag, for example
+            ``typing.WITH_NETWORKIT``.
+        what (str): The public name that needs the package.
+        package (str): The requirement, as given to ``pip install``.
+
+    Raises:
+        ImportError: If :obj:`available` is :obj:`False`.
+    """
+    if not available:
+        raise ImportError(f"'{what}' requires '{package}'")
