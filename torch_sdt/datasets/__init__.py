@@ -1,0 +1,5 @@
+from .synthetic_faces import SyntheticFaces
+
+__all__ = [
+    'SyntheticFaces',
+]
