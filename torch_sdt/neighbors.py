@@ -83,21 +83,41 @@ class Neighbors:
             ValueError: See :meth:`torch_sdt.ops.normalize_features` and
                 :meth:`torch_sdt.ops.knn`.
         """
-        from torch_sdt.ops.knn import default_k, knn_blocks
+        from torch_sdt.ops.knn import default_k
         from torch_sdt.ops.normalize import normalize_features
-        from torch_sdt.progress import progress
 
         x = normalize_features(x, center=center)
         k = default_k(x.size(0)) if k is None else k
-        blocks = knn_blocks(x, k, index, device, seed)
-        out_index = torch.empty(x.size(0), k, dtype=torch.long)
-        out_similarity = torch.empty(x.size(0), k)
+        return cls.search(x, k, index, device, seed, verbose)
+
+    @classmethod
+    def search(
+        cls,
+        x: Tensor,
+        k: int,
+        index: str = 'auto',
+        device: Optional[Union[str, torch.device]] = None,
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> Neighbors:
+        r"""As :meth:`build`, for rows that have unit length already
+        (:meth:`torch_sdt.ops.normalize_features`).
+        """
+        from torch_sdt.ops.knn import knn_blocks
+        from torch_sdt.progress import progress
+
+        out_index, out_similarity = None, None
         with progress(x.size(0), 'kNN', verbose) as bar:
-            for start, block_index, block_similarity in blocks:
-                stop = start + block_index.size(0)
-                out_index[start:stop] = block_index
-                out_similarity[start:stop] = block_similarity
+            for start, ids, similarity in knn_blocks(x, k, index, device,
+                                                     seed):
+                if out_index is None or out_similarity is None:
+                    out_index = ids.new_empty(x.size(0), k)
+                    out_similarity = similarity.new_empty(x.size(0), k)
+                stop = start + ids.size(0)
+                out_index[start:stop] = ids
+                out_similarity[start:stop] = similarity
                 bar.update(stop - start)
+        assert out_index is not None and out_similarity is not None
         return cls(out_index.to(x.device), out_similarity.to(x.device))
 
     def validate(self, num_nodes: Optional[int] = None) -> Neighbors:

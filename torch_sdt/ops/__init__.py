@@ -2,15 +2,22 @@ r"""Pure functions on tensors: the mathematics of the library."""
 from .edge_probability import edge_probability
 from .jaccard import topk_jaccard, topk_jaccard_csr
 from .knn import knn
-from .map_equation import map_equation, map_equation_communities
+from .local_scaling import local_scaling
+from .map_equation import (
+    map_equation,
+    map_equation_communities,
+    map_equation_ladder,
+)
 from .normalize import normalize_features
 
 __all__ = [
     'normalize_features',
     'knn',
     'edge_probability',
+    'local_scaling',
     'topk_jaccard',
     'topk_jaccard_csr',
     'map_equation',
     'map_equation_communities',
+    'map_equation_ladder',
 ]

@@ -60,11 +60,7 @@ def knn(
             (:meth:`~torch_sdt.ops.normalize_features`).
         ImportError: If a factory string is given and faiss is absent.
     """
-    x = normalize_features(x)
-    blocks = list(knn_blocks(x, k, index, device, seed))
-    return Neighbors(
-        torch.cat([block[1] for block in blocks]).to(x.device),
-        torch.cat([block[2] for block in blocks]).to(x.device))
+    return Neighbors.search(normalize_features(x), k, index, device, seed)
 
 
 def default_k(num_nodes: int) -> int:

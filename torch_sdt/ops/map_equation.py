@@ -1,7 +1,7 @@
 r"""The two-level map equation: its value, and communities that minimise it."""
 from __future__ import annotations
 
-from typing import Any, Dict, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,7 +14,7 @@ import torch_sdt.typing
 from torch_sdt.typing import require
 
 MarkovTime = Union[float, str, Tuple[float, str]]
-BACKENDS = ('networkit', 'infomap')
+BACKENDS = ('networkit', 'infomap', 'numba')
 
 
 def map_equation(
@@ -71,7 +71,7 @@ def map_equation(
     if isinstance(markov_time, str) or not markov_time > 0:
         raise ValueError(f"'markov_time' must be a positive number (got "
                          f"{markov_time!r})")
-    weight = _check_weight(edge_index, edge_weight, num_nodes).double()
+    weight = check_graph(edge_index, edge_weight, num_nodes).double()
     (row, col), weight = undirected(edge_index, weight, num_nodes)
     cluster = cluster.unique(return_inverse=True)[1]
     num_clusters = int(cluster.max()) + 1 if num_nodes > 0 else 0
@@ -109,13 +109,14 @@ def map_equation_communities(
             without edges become their own clusters.
             (default: :obj:`max(edge_index) + 1`)
         backend (str, optional): :obj:`"networkit"` (its
-            ``LouvainMapEquation``: fast, undirected, Markov time 1) or
-            :obj:`"infomap"` (the reference). (default: :obj:`"networkit"`)
+            ``LouvainMapEquation``: fast, undirected, Markov time 1),
+            :obj:`"infomap"` (the reference: directed flow and every Markov
+            time) or :obj:`"numba"` (our own: undirected, Markov time a
+            number). (default: :obj:`"networkit"`)
         markov_time (float, str or tuple, optional): The resolution: a number;
             :obj:`"variable"` for Infomap's variable Markov time, which is
             longer where the graph is sparse; or the pair
-            ``(t, "variable")``. Only infomap knows others than 1.
-            (default: :obj:`1.`)
+            ``(t, "variable")``. (default: :obj:`1.`)
         seed (int, optional): Same seed, same communities.
             (default: :obj:`0`)
         directed (bool, optional): If :obj:`True`, edges carry flow one way,
@@ -133,7 +134,7 @@ def map_equation_communities(
     """
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
     check_backend(backend, markov_time, directed)
-    weight = _check_weight(edge_index, edge_weight, num_nodes).detach()
+    weight = check_graph(edge_index, edge_weight, num_nodes).detach()
     device = edge_index.device
     positive = weight > 0
     if not bool(positive.all()):
@@ -143,9 +144,17 @@ def map_equation_communities(
         return torch.arange(num_nodes, device=device)
     if backend == 'networkit':
         cluster = _networkit(edge_index, weight, num_nodes, seed)
+    elif backend == 'numba':
+        assert isinstance(markov_time, (int, float))
+        graph = _symmetric(edge_index, weight.double(), num_nodes)
+        cluster = _communities_csr(graph, float(markov_time), seed)
     else:
         cluster = _infomap(edge_index, weight, num_nodes, markov_time, seed,
                            directed)
+    # Infomap puts a node without flow into any module.
+    alone = torch.ones(num_nodes, dtype=torch.bool)
+    alone[edge_index.reshape(-1)] = False
+    cluster[alone] = int(cluster.max()) + 1 + alone.nonzero().view(-1)
     return number_by_appearance(cluster).to(device)
 
 
@@ -166,9 +175,64 @@ def check_backend(backend: str, markov_time: MarkovTime = 1.,
             raise ValueError(f"The networkit backend knows no Markov time "
                              f"other than 1 (got {markov_time!r}); use "
                              f"backend='infomap'")
-    else:
+    elif backend == 'infomap':
         require(torch_sdt.typing.WITH_INFOMAP, 'map_equation_communities',
                 'infomap')
+    else:
+        require(torch_sdt.typing.WITH_NUMBA, 'map_equation_communities',
+                'numba')
+        if directed:
+            raise ValueError("The numba backend is undirected; use "
+                             "backend='infomap' for directed flow")
+        if not isinstance(markov_time, (int, float)):
+            raise ValueError(f"The numba backend takes a number as Markov "
+                             f"time (got {markov_time!r}); use "
+                             f"backend='infomap'")
+
+
+def map_equation_ladder(
+    edge_index: Tensor,
+    edge_weight: Optional[Tensor] = None,
+    num_nodes: Optional[int] = None,
+    markov_times: Sequence[float] = (1., 1.5, 2., 3.),
+    seed: int = 0,
+) -> List[Tensor]:
+    r"""Communities at one Markov time, and what they merge into at longer
+    ones.
+
+    The first partition is that of :meth:`map_equation_communities` with
+    ``backend='numba'``; each further one clusters the communities of the one
+    before at the next Markov time, on the graph of communities, which costs
+    next to nothing. A cluster much larger than the number of neighbours in a
+    kNN graph is sparse and gets split; longer Markov times mend that.
+
+    Args:
+        edge_index (torch.Tensor): See :meth:`map_equation_communities`.
+        edge_weight (torch.Tensor, optional): See there.
+        num_nodes (int, optional): See there.
+        markov_times (sequence of float, optional): Ascending Markov times.
+            (default: :obj:`(1., 1.5, 2., 3.)`)
+        seed (int, optional): Same seed, same communities.
+            (default: :obj:`0`)
+
+    Returns:
+        list of torch.Tensor: One partition a Markov time, int64, shape
+        ``[N]``, each a coarsening of the one before.
+    """
+    num_nodes = maybe_num_nodes(edge_index, num_nodes)
+    for markov_time in markov_times:
+        check_backend('numba', markov_time)
+    weight = check_graph(edge_index, edge_weight, num_nodes).detach()
+    graph = _symmetric(edge_index.cpu(), weight.double().cpu(), num_nodes)
+    graph.eliminate_zeros()
+    out: List[Tensor] = []
+    member = torch.arange(num_nodes)
+    for markov_time in markov_times:
+        cluster = _communities_csr(graph, float(markov_time), seed)
+        member = cluster[member]
+        out.append(number_by_appearance(member).to(edge_index.device))
+        graph = _merged(graph, cluster)
+    return out
 
 
 def undirected(edge_index: Tensor, weight: Tensor, num_nodes: int
@@ -214,11 +278,24 @@ def _plogp(x: Tensor) -> Tensor:
     return torch.special.xlogy(x, x) / float(np.log(2))
 
 
-def _check_weight(edge_index: Tensor, edge_weight: Optional[Tensor],
-                  num_nodes: int) -> Tensor:
+def check_graph(edge_index: Tensor, edge_weight: Optional[Tensor],
+                num_nodes: int) -> Tensor:
+    r"""Checks the shapes, node ids and weights of a graph.
+
+    Returns:
+        torch.Tensor: The weights, floating point, shape ``[E]``; all 1 where
+        there are none.
+
+    Raises:
+        ValueError: If a shape or dtype is wrong, a node id is out of range,
+            or a weight is negative or not finite; the message names the edge.
+    """
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ValueError(f"'edge_index' must have shape [2, E] (got "
                          f"{list(edge_index.shape)})")
+    if edge_index.dtype != torch.long:
+        raise ValueError(f"'edge_index' must be int64 (got "
+                         f"{edge_index.dtype})")
     if edge_index.numel() > 0:
         low, high = int(edge_index.min()), int(edge_index.max())
         if low < 0 or high >= num_nodes:
@@ -250,11 +327,18 @@ def _networkit(edge_index: Tensor, weight: Tensor, num_nodes: int,
 
     upper = sp.triu(_symmetric(edge_index, weight.double(), num_nodes),
                     format='csr')
-    graph = nk.GraphFromCsr(upper, directed=False, weighted=True)
-    nk.setSeed(seed, False)
-    algorithm = nk.community.LouvainMapEquation(
-        graph, hierarchical=True, parallelizationStrategy='none')
-    partition = algorithm.run().getPartition()
+    # One thread: waking several costs a small graph a hundred times its
+    # partition, and the deterministic strategy uses one anyway.
+    threads = nk.getMaxNumberOfThreads()
+    nk.setNumberOfThreads(1)
+    try:
+        graph = nk.GraphFromCsr(upper, directed=False, weighted=True)
+        nk.setSeed(seed, False)
+        algorithm = nk.community.LouvainMapEquation(
+            graph, hierarchical=True, parallelizationStrategy='none')
+        partition = algorithm.run().getPartition()
+    finally:
+        nk.setNumberOfThreads(threads)
     return torch.as_tensor(np.asarray(partition.getVector(), dtype=np.int64))
 
 
@@ -286,7 +370,9 @@ def _infomap(edge_index: Tensor, weight: Tensor, num_nodes: int,
     links = torch.cat([edge_index.double(), weight.double().view(1, -1)])
     network.add_links(np.ascontiguousarray(links.t().numpy()))
     result = infomap.run(
-        network, two_level=True, seed=seed + 1, num_trials=1, silent=True,
+        network, two_level=True, seed=seed + 1,
+        # One trial of a small graph is often poor, and five cost nothing.
+        num_trials=5 if weight.numel() < 1000 else 1,
         flow_model='directed' if directed else 'undirected',
         **_infomap_time(markov_time))
     # Not `result.modules()`: it crashes where infomap was imported before
@@ -296,3 +382,28 @@ def _infomap(edge_index: Tensor, weight: Tensor, num_nodes: int,
     cluster[np.fromiter(modules.keys(), np.int64, num_nodes)] = np.fromiter(
         (path[0] for path in modules.values()), np.int64, num_nodes)
     return torch.from_numpy(cluster)
+
+
+def _communities_csr(graph: sp.csr_matrix, markov_time: float, seed: int
+                     ) -> Tensor:
+    from torch_sdt.ops._map_equation_kernel import communities_kernel
+
+    cluster = np.arange(graph.shape[0])
+    total = graph.data.sum()
+    if total == 0:
+        return torch.from_numpy(cluster)
+    flow = graph.data / total
+    node_flow = np.bincount(
+        np.repeat(cluster, np.diff(graph.indptr)), flow, graph.shape[0])
+    communities_kernel(graph.indptr.astype(np.int64), graph.indices, flow,
+                       node_flow, cluster, markov_time, seed)
+    return torch.from_numpy(cluster)
+
+
+def _merged(graph: sp.csr_matrix, cluster: Tensor) -> sp.csr_matrix:
+    # The graph of clusters; weight inside becomes a self-loop, at full
+    # strength: it stands in both directions here already.
+    n, m = graph.shape[0], int(cluster.max()) + 1 if len(cluster) else 0
+    assign = sp.csr_matrix(
+        (np.ones(n), (np.arange(n), cluster.numpy())), shape=(n, m))
+    return (assign.T @ graph @ assign).tocsr()

@@ -23,7 +23,7 @@ def cliques(sizes, bridges=()):
     return torch.cat(parts, dim=1)
 
 
-@pytest.fixture(params=['networkit', 'infomap'])
+@pytest.fixture(params=['networkit', 'infomap', 'numba'])
 def backend(request):
     pytest.importorskip(request.param)
     return request.param
@@ -127,10 +127,7 @@ def test_select_map_equation_is_not_that_of_the_union(backend):
     assert int(together.max()) < int(alone.max())
 
 
-def test_select_map_equation_of_isolated_nodes(backend, request):
-    if backend == 'infomap':
-        # Infomap puts nodes without flow into any module.
-        request.applymarker(pytest.mark.xfail(strict=False))
+def test_select_map_equation_of_isolated_nodes(backend):
     edge_index = cliques([3, 3], [(0, 3)])
     for seed in range(4):
         select = SelectMapEquation(backend, seed=seed)

@@ -8,8 +8,8 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 from torch_sdt.ops import map_equation_communities
 from torch_sdt.ops.map_equation import (
     MarkovTime,
-    _check_weight,
     check_backend,
+    check_graph,
 )
 
 
@@ -132,7 +132,7 @@ def _check_batch(edge_index: Tensor, edge_weight: Optional[Tensor],
                  num_nodes: int, batch: Tensor) -> None:
     # The whole graph first, so that a message counts its nodes and edges,
     # not those of one part.
-    _check_weight(edge_index, edge_weight, num_nodes)
+    check_graph(edge_index, edge_weight, num_nodes)
     if batch.shape != (num_nodes, ):
         raise ValueError(f"'batch' must have shape [{num_nodes}] (got "
                          f"{list(batch.shape)})")

@@ -1,0 +1,209 @@
+r"""Louvain-style minimisation of the two-level map equation, with Markov time.
+
+Apart so that numba is imported at the first call only. Graphs are symmetric
+CSR matrices with sorted or unsorted rows; a self-loop stands once and counts
+once in its node's strength.
+"""
+# mypy: ignore-errors
+import numba
+import numpy as np
+
+
+@numba.njit(cache=True)
+def _plogp(x):
+    return x * np.log2(x) if x > 0 else 0.
+
+
+@numba.njit(cache=True)
+def _move_nodes(indptr, indices, flow, node_flow, cluster, markov_time,
+                order, min_gain):
+    r"""Moves single nodes to neighbouring clusters while that shortens the
+    code; changes :obj:`cluster` in place and returns the gain in bits.
+    """
+    n = node_flow.size
+    inside = np.zeros(n)  # P_m, the flow of the nodes of a cluster
+    leave = np.zeros(n)  # q_m, the rate at which it is left
+    size = np.zeros(n, dtype=np.int64)
+    for i in range(n):
+        m = cluster[i]
+        inside[m] += node_flow[i]
+        size[m] += 1
+        for e in range(indptr[i], indptr[i + 1]):
+            if cluster[indices[e]] != m:
+                leave[m] += flow[e] * markov_time
+    total_leave = leave.sum()
+    empty = np.empty(n, dtype=np.int64)  # free cluster names, as a stack
+    num_empty = 0
+    for m in range(n):
+        if size[m] == 0:
+            empty[num_empty] = m
+            num_empty += 1
+
+    to = np.zeros(n)  # flow from the node at hand into each cluster
+    seen = np.empty(n, dtype=np.int64)
+    queued = np.ones(n, dtype=np.bool_)
+    gain = 0.
+    for _ in range(1000):
+        moved = 0
+        for i in order:
+            if not queued[i]:
+                continue
+            queued[i] = False
+            old = cluster[i]
+            num_seen = 0
+            out = 0.
+            for e in range(indptr[i], indptr[i + 1]):
+                j = indices[e]
+                if j == i:
+                    continue
+                w = flow[e] * markov_time
+                out += w
+                m = cluster[j]
+                if to[m] == 0.:
+                    seen[num_seen] = m
+                    num_seen += 1
+                to[m] += w
+            # The old cluster without i.
+            old_leave = leave[old] - out + 2. * to[old]
+            if size[old] == 1:
+                old_leave = 0.
+            old_inside = inside[old] - node_flow[i]
+            rest = total_leave - leave[old] + max(old_leave, 0.)
+            base = (2. * (_plogp(leave[old]) - _plogp(old_leave)) -
+                    _plogp(leave[old] + inside[old]) +
+                    _plogp(old_leave + old_inside))
+            best, best_delta = old, -min_gain
+            best_leave = 0.
+            now = _plogp(total_leave)
+            num_options = num_seen
+            if size[old] > 1 and num_empty > 0:
+                # Alone is an option, too.
+                seen[num_seen] = empty[num_empty - 1]
+                num_options += 1
+            for s in range(num_options):
+                m = seen[s]
+                if m == old:
+                    continue
+                new_leave = leave[m] + out - 2. * to[m]
+                new_inside = inside[m] + node_flow[i]
+                delta = (_plogp(rest - leave[m] + new_leave) - now + base +
+                         2. * (_plogp(leave[m]) - _plogp(new_leave)) -
+                         _plogp(leave[m] + inside[m]) +
+                         _plogp(new_leave + new_inside))
+                if delta < best_delta:
+                    best, best_delta, best_leave = m, delta, new_leave
+            for s in range(num_seen):
+                to[seen[s]] = 0.
+            if best == old:
+                continue
+            gain -= best_delta
+            moved += 1
+            if size[best] == 0:
+                num_empty -= 1
+            total_leave = rest - leave[best] + best_leave
+            leave[old], inside[old] = max(old_leave, 0.), old_inside
+            leave[best] = best_leave
+            inside[best] += node_flow[i]
+            size[old] -= 1
+            size[best] += 1
+            if size[old] == 0:
+                leave[old], inside[old] = 0., 0.
+                empty[num_empty] = old
+                num_empty += 1
+            cluster[i] = best
+            for e in range(indptr[i], indptr[i + 1]):
+                queued[indices[e]] = True
+            queued[i] = False
+        if moved == 0:
+            break
+    return gain
+
+
+@numba.njit(cache=True)
+def _renumber(cluster):
+    name = np.full(cluster.size, -1, dtype=np.int64)
+    count = 0
+    for i in range(cluster.size):
+        if name[cluster[i]] < 0:
+            name[cluster[i]] = count
+            count += 1
+        cluster[i] = name[cluster[i]]
+    return count
+
+
+@numba.njit(cache=True)
+def _aggregate(indptr, indices, flow, cluster, num_clusters):
+    r"""The graph whose nodes are the clusters, flow inside as self-loops."""
+    n = cluster.size
+    start = np.zeros(num_clusters + 1, dtype=np.int64)
+    for i in range(n):
+        start[cluster[i] + 1] += 1
+    for m in range(num_clusters):
+        start[m + 1] += start[m]
+    member = np.empty(n, dtype=np.int64)
+    fill = start[:-1].copy()
+    for i in range(n):
+        member[fill[cluster[i]]] = i
+        fill[cluster[i]] += 1
+    new_indptr = np.zeros(num_clusters + 1, dtype=np.int64)
+    new_indices = np.empty(indices.size, dtype=np.int32)
+    new_flow = np.empty(indices.size, dtype=np.float64)
+    position = np.full(num_clusters, -1, dtype=np.int64)
+    count = 0
+    for m in range(num_clusters):
+        first = count
+        for s in range(start[m], start[m + 1]):
+            i = member[s]
+            for e in range(indptr[i], indptr[i + 1]):
+                c = cluster[indices[e]]
+                if position[c] < first:
+                    position[c] = count
+                    new_indices[count] = c
+                    new_flow[count] = 0.
+                    count += 1
+                new_flow[position[c]] += flow[e]
+        new_indptr[m + 1] = count
+    return new_indptr, new_indices[:count].copy(), new_flow[:count].copy()
+
+
+@numba.njit(cache=True)
+def communities_kernel(indptr, indices, flow, node_flow, cluster,
+                       markov_time, seed):
+    r"""Clusters a graph of flows that sum to one; :obj:`cluster` is the
+    partition to start from and is changed in place.
+
+    Rounds of moving nodes and then whole clusters (Louvain), and again from
+    the nodes, until a round gains nothing: what clusters were merged into
+    can still lose single nodes.
+    """
+    np.random.seed(seed)
+    n = node_flow.size
+    for _ in range(20):
+        gain = _move_nodes(indptr, indices, flow, node_flow, cluster,
+                           markov_time, np.random.permutation(n), 1e-12)
+        # Whole clusters, level by level.
+        count = _renumber(cluster)
+        level_indptr, level_indices, level_flow = _aggregate(
+            indptr, indices, flow, cluster, count)
+        while True:
+            level_node_flow = np.zeros(count)
+            for i in range(n):
+                level_node_flow[cluster[i]] += node_flow[i]
+            level_cluster = np.arange(count)
+            level_gain = _move_nodes(
+                level_indptr, level_indices, level_flow, level_node_flow,
+                level_cluster, markov_time, np.random.permutation(count),
+                1e-12)
+            gain += level_gain
+            if level_gain <= 0.:
+                break
+            new_count = _renumber(level_cluster)
+            for i in range(n):
+                cluster[i] = level_cluster[cluster[i]]
+            level_indptr, level_indices, level_flow = _aggregate(
+                level_indptr, level_indices, level_flow, level_cluster,
+                new_count)
+            count = new_count
+        if gain < 1e-9:
+            break
+    return cluster
