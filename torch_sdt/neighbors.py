@@ -4,7 +4,7 @@ import os
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Iterator, Optional, Tuple, Union
+from typing import Any, Iterator, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -272,7 +272,8 @@ class Neighbors:
         """
         data = np.empty((self.num_nodes, 2, self.k))
         data[:, 0] = self.index.cpu().numpy()
-        data[:, 1] = 1 - self.similarity.cpu().numpy()
+        # In double precision, where a cosine survives the way there and back.
+        data[:, 1] = 1 - self.similarity.double().cpu().numpy()
         with atomic_path(path) as tmp:
             with open(tmp, 'wb') as f:
                 np.savez_compressed(f, data=data)
@@ -312,19 +313,21 @@ class Neighbors:
             raise ValueError(f"'{path}' does not hold a kNN table: ids of "
                              f"shape {list(ids.shape)}, values of shape "
                              f"{list(stored.shape)}")
-        index = torch.from_numpy(ids.astype(np.int64))
-        n = index.size(0)
+        n = ids.shape[0]
         if num_nodes is not None and n != num_nodes:
             raise ValueError(f"'{path}' has {n} rows, but there are "
                              f"{num_nodes} samples")
+        # As stored: what is no id has no int64 to be cast to.
         _raise_at(torch.from_numpy((ids != np.floor(ids)).any(axis=1)), 0,
                   "holds an id that is no whole number", path)
-        _raise_at(((index < 0) | (index >= n)).any(dim=1), 0,
+        _raise_at(torch.from_numpy(((ids < 0) | (ids >= n)).any(axis=1)), 0,
                   f"has a neighbour outside 0..{n - 1}", path)
-        value = torch.from_numpy(stored.astype(np.float32))
-        _raise_at(~value.isfinite().all(dim=1), 0,
+        _raise_at(torch.from_numpy(~np.isfinite(stored).all(axis=1)), 0,
                   "has a value that is not finite", path)
-        cosine = 1 - value if values == 'distance' else value
+        index = torch.from_numpy(ids.astype(np.int64))
+        value = (np.subtract(1, stored, dtype=np.float64)
+                 if values == 'distance' else stored)
+        cosine = torch.from_numpy(value.astype(np.float32))
         if bool((cosine.abs() > 1 + 1e-3).any()) or (
                 index.size(1) > 1 and
                 bool((cosine[:, 0] < cosine[:, -1] - 1e-3).any())):
@@ -365,22 +368,32 @@ def _read_npz(path: PathLike) -> Tuple[np.ndarray, np.ndarray]:
         raise FileNotFoundError(f"There is no file '{path}'")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"'{path}' is truncated or no .npz file")
-    with np.load(path, allow_pickle=False) as file:
-        found = [pair for pair in keys if set(pair) <= set(file.files)]
-        if len(found) == 0:
-            raise ValueError(f"'{path}' is no kNN table: it holds the keys "
-                             f"{sorted(file.files)}, not 'data'")
-        try:
-            ids, values = file[found[0][0]], file[found[0][1]]
-        except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as e:
-            raise ValueError(f"'{path}' is truncated or damaged") from e
-        except ValueError as e:
-            raise ValueError(
-                f"'{path}' holds a pickled (ragged) table, and no pickle is "
-                f"loaded here; save it as an array of shape [N, 2, K]") from e
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = [pair for pair in keys if set(pair) <= set(file.files)]
+            if len(found) == 0:
+                raise ValueError(f"'{path}' is no kNN table: it holds the "
+                                 f"keys {sorted(file.files)}, not 'data'")
+            ids, values = (_read_array(file, key, path) for key in found[0])
+    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as e:
+        raise ValueError(f"'{path}' is truncated or damaged") from e
     if found[0][0] != 'data':
         return ids, values
     if ids.ndim != 3 or ids.shape[1] != 2:
         raise ValueError(f"'data' in '{path}' must have shape [N, 2, K] "
                          f"(got {list(ids.shape)})")
     return ids[:, 0], ids[:, 1]
+
+
+def _read_array(file: Any, key: str, path: PathLike) -> np.ndarray:
+    try:
+        array = file[key]
+    except ValueError as e:
+        if 'pickle' not in str(e):
+            raise ValueError(f"'{path}' is truncated or damaged") from e
+        raise ValueError(
+            f"'{path}' holds a pickled (ragged) table, and no pickle is "
+            f"loaded here; save it as an array of shape [N, 2, K]") from e
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in 'fiu':
+        raise ValueError(f"'{key}' in '{path}' is no array of numbers")
+    return array

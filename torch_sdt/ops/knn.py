@@ -16,6 +16,9 @@ from torch_sdt.typing import require
 # Below this size an exact search on a CPU costs minutes at most.
 _EXACT_BELOW = 150_000
 _QUERIES = 4096
+# Cosines in float32 are right to less than this, so that any two that are
+# closer may be equal.
+_TIE = 2e-6
 _Search = Callable[[Tensor, int], Tuple[Tensor, Tensor]]
 
 
@@ -105,17 +108,46 @@ def _finish(x: Tensor, k: int, search: _Search
         redo = index[:, :k].amin(dim=1) < 0
         redo |= index[:, 0] != row
         if k < n:
-            redo |= similarity[:, k - 1] == similarity[:, k]
-        similarity, index = similarity[:, :k], index[:, :k]
-        for part in redo.nonzero().view(-1).split(256):
-            exact = query[part] @ x.t()
-            exact[torch.arange(part.numel(), device=x.device),
-                  row[part]] = torch.inf
-            everyone = torch.arange(n, device=x.device)
-            exact, ids = _rank(exact, everyone.expand_as(exact))
-            similarity[part], index[part] = exact[:, :k], ids[:, :k]
+            redo |= similarity[:, k - 1] - similarity[:, k] <= _TIE
+        similarity, index = _settle_ties(x, query, similarity[:, :k],
+                                         index[:, :k], ~redo)
+        for part in redo.nonzero().view(-1).split(max(1, 2**26 // n)):
+            similarity[part], index[part] = _exact_rows(x, row[part], k)
         similarity = similarity.clamp(-1, 1)
         yield start, index.contiguous(), similarity.contiguous()
+
+
+def _settle_ties(x: Tensor, query: Tensor, similarity: Tensor, index: Tensor,
+                 rows: Tensor) -> Tuple[Tensor, Tensor]:
+    # Where in a matrix product two vectors stand can change the last bits of
+    # their cosine, and so the order of exact duplicates. What may be a tie is
+    # computed again in double precision and rounded.
+    near = similarity[:, :-1] - similarity[:, 1:] <= _TIE
+    near &= rows.view(-1, 1)
+    both = torch.zeros_like(index, dtype=torch.bool)
+    both[:, :-1] |= near
+    both[:, 1:] |= near
+    of, rank = both.nonzero(as_tuple=True)
+    for part in torch.arange(of.numel(), device=x.device).split(16384):
+        i, r = of[part], rank[part]
+        product = query[i].double() * x[index[i, r]].double()
+        similarity[i, r] = product.sum(dim=1).float()
+    return _rank(similarity, index)
+
+
+def _exact_rows(x: Tensor, row: Tensor, k: int) -> Tuple[Tensor, Tensor]:
+    # All cosines of a few rows, rounded from double precision.
+    query = x[row].double()
+    similarity = torch.cat([(query @ block.double().t()).float()
+                            for block in x.split(65536)], dim=1)
+    similarity[torch.arange(row.numel(), device=x.device), row] = torch.inf
+    last = similarity.topk(k)[0][:, -1:]
+    # Of those that tie for the last places, the first by index.
+    above, tie = similarity > last, similarity == last
+    places = k - above.sum(dim=1, keepdim=True)
+    keep = above | (tie & (tie.cumsum(dim=1, dtype=torch.int32) <= places))
+    index = keep.nonzero()[:, 1].view(-1, k)
+    return _rank(similarity.gather(1, index), index)
 
 
 def _rank(similarity: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
@@ -132,6 +164,8 @@ def _rank(similarity: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
 
 def _searcher(x: Tensor, index: str, seed: int) -> _Search:
     n = x.size(0)
+    if not isinstance(index, str):
+        raise ValueError(f"'index' must be a string (got {index!r})")
     if index == 'auto':
         index = 'flat'
         if n > _EXACT_BELOW and not x.is_cuda and torch_sdt.typing.WITH_FAISS:
@@ -184,8 +218,12 @@ def _faiss_searcher(x: Tensor, factory: str, seed: int) -> _Search:
                                        x.device.index or 0, index)
     if not index.is_trained:
         _seed_faiss(index, seed)
-        _check_training(index, x.size(0), factory)
-        index.train(data)
+        try:
+            index.train(data)
+        except RuntimeError as e:
+            raise ValueError(f"The index '{factory}' cannot be trained on "
+                             f"{x.size(0)} samples; use a smaller one or "
+                             f"'flat'") from e
     index.add(data)
     if hasattr(index, 'nprobe') and index.nprobe == 1:
         index.nprobe = max(1, min(index.nlist, max(64, index.nlist // 16)))
@@ -206,12 +244,6 @@ def _seed_faiss(index: Any, seed: int) -> None:
         clustering: Any = getattr(part, 'cp', None)
         if clustering is not None:
             clustering.seed = seed + 1
-
-
-def _check_training(index: Any, num_nodes: int, factory: str) -> None:
-    if num_nodes < getattr(index, 'nlist', 0):
-        raise ValueError(f"The index '{factory}' needs at least "
-                         f"{index.nlist} samples (got {num_nodes})")
 
 
 def _exact_similarity(x: Tensor, query: Tensor, index: Tensor) -> Tensor:

@@ -37,7 +37,14 @@ def local_scaling(
     Returns:
         Neighbors: The same neighbours, sorted by :math:`a'`, which is clamped
         to [-1, 1]; rank 0 stays the sample itself at 1.
+
+    Raises:
+        ValueError: If :obj:`first` is less than 1, which is the sample
+            itself, or larger than :obj:`last`.
     """
+    if not 1 <= first <= last:
+        raise ValueError(f"'first' must be between 1 and 'last' {last} (got "
+                         f"{first})")
     index, similarity = neighbors
     if neighbors.k == 1:
         return neighbors

@@ -36,6 +36,29 @@ def edge_probability(similarity: float, transform: str = 'sigmoid',
     return exp(-distance / tau)
 
 
+def local_scaling(neighbors: Sequence[Sequence[int]],
+                  similarity: Sequence[Sequence[float]],
+                  strength: float = .5, first: int = 2, last: int = 4
+                  ) -> Tuple[List[List[int]], List[List[float]]]:
+    r"""Neighbours re-ranked by similarities relative to the local density."""
+    density = []
+    for row in similarity:
+        end = min(last, len(row) - 1)
+        part = row[min(first, end):end + 1]
+        density.append(sum(part) / len(part))
+    mean = sum(density) / len(density)
+    index, out = [], []
+    for i, (ids, row) in enumerate(zip(neighbors, similarity)):
+        pairs = []
+        for j, a in list(zip(ids, row))[1:]:
+            a -= strength / 2 * (density[i] - mean + density[j] - mean)
+            pairs.append((max(-1., min(1., a)), j))
+        pairs.sort(key=lambda pair: -pair[0])
+        index.append([i] + [j for _, j in pairs])
+        out.append([1.] + [a for a, _ in pairs])
+    return index, out
+
+
 def topk_jaccard(neighbors: Sequence[Sequence[int]],
                  probability: Sequence[Sequence[float]],
                  k: Sequence[int]) -> List[List[float]]:
