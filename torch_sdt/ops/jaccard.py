@@ -159,7 +159,8 @@ def _jaccard_torch(rowptr: Tensor, col: Tensor, length: Tensor,
     trusted = (rank < length[row]).nonzero().view(-1)
     i, j, p = row[trusted], col[trusted], probability[trusted]
     total = p.new_zeros(n).index_add(0, i, p)
-    p = p / total[i].clamp(min=torch.finfo(p.dtype).tiny)
+    # A row without any weight: a gradient of 1 rather than one without end.
+    p = p / torch.where(total > 0, total, torch.ones_like(total))[i]
     ptr = torch.zeros(n + 1, dtype=torch.long, device=device)
     ptr[1:] = length.cumsum(0)
 

@@ -64,8 +64,7 @@ def topk_jaccard(neighbors: Sequence[Sequence[int]],
                  k: Sequence[int]) -> List[List[float]]:
     r"""Top-K Jaccard of each row's first :math:`k_i` entries, 0 beyond.
 
-    Rows may have different lengths; row :math:`i` lists node :math:`i` itself
-    first.
+    Rows may have different lengths. An entry of node :math:`i` itself is 1.
     """
     rows: List[Dict[int, float]] = []
     for ids, values, k_i in zip(neighbors, probability, k):
@@ -80,6 +79,9 @@ def topk_jaccard(neighbors: Sequence[Sequence[int]],
         for rank, j in enumerate(ids):
             if rank >= k[i]:
                 values.append(0.)
+                continue
+            if j == i:
+                values.append(1.)
                 continue
             common = rows[i].keys() & rows[j].keys()
             over = sum(rows[i].values()) + sum(rows[j].values())
