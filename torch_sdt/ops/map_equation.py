@@ -372,7 +372,7 @@ def _infomap(edge_index: Tensor, weight: Tensor, num_nodes: int,
     result = infomap.run(
         network, two_level=True, seed=seed + 1,
         # One trial of a small graph is often poor, and five cost nothing.
-        num_trials=5 if weight.numel() < 1000 else 1,
+        num_trials=5 if weight.numel() < 10_000 else 1,
         flow_model='directed' if directed else 'undirected',
         **_infomap_time(markov_time))
     # Not `result.modules()`: it crashes where infomap was imported before
