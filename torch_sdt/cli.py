@@ -1,0 +1,349 @@
+r"""The command line: ``torch-sdt cluster | knn | evaluate | info``."""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from torch_sdt.neighbors import Neighbors
+    from torch_sdt.progress import Stages
+
+# What is slow to import is imported where it is used: --help comes at once.
+
+# Each method's class in torch_sdt.cluster, and the options it alone takes.
+_METHODS: Dict[str, Tuple[str, Tuple[str, ...]]] = {
+    'topk-jaccard': ('TopKJaccardClustering', ()),
+    'fces': ('FCES', ('theta', )),
+    'cosine': ('CosineMapEquation', ('threshold', )),
+}
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    r"""Runs the command line.
+
+    Args:
+        argv (sequence of str, optional): The arguments.
+            (default: those of the process)
+
+    Returns:
+        int: The exit code: 0 on success, 1 for bad input, 130 on Ctrl-C.
+
+    Raises:
+        SystemExit: With code 2 for wrong usage, with 0 after ``--help``.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        return _fail('interrupted', 130)
+    except (ValueError, OSError, ImportError) as e:
+        return _fail(f'error: {e}', 1)
+    except RuntimeError as e:
+        if 'SIGINT' not in str(e):  # networkit's word for Ctrl-C
+            raise
+        return _fail('interrupted', 130)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print('torch-sdt:', *message.split(), file=sys.stderr)
+    return code
+
+
+# Commands ####################################################################
+
+
+def _cluster(args: argparse.Namespace) -> None:
+    from torch_sdt.datasets import write_labels
+    from torch_sdt.progress import Stages
+
+    _check_options(args)
+    _check_files(args, ('.meta', '.txt'))
+    estimator = _estimator(args)
+    stages = Stages()
+    x, truth, neighbors = _read_and_search(args, stages)
+    with stages('cluster') as stage:
+        estimator.fit(x, neighbors=neighbors)
+        stage.size = f'{estimator.n_clusters_:,} clusters'
+    with stages('write') as stage:
+        write_labels(args.out, estimator.labels_)
+        stage.size = f'{os.path.getsize(args.out):,} bytes'
+    result = {'method': args.method, **_settings(args, neighbors),
+              'num_clusters': estimator.n_clusters_}
+    lines = [f"{neighbors.num_nodes:,} samples in {estimator.n_clusters_:,} "
+             f"clusters: '{args.out}'"]
+    if truth is not None:
+        result['scores'], table = _scores(truth, estimator.labels_)
+        lines.append(table)
+    _report(args, result, lines, stages)
+
+
+def _knn(args: argparse.Namespace) -> None:
+    from torch_sdt.progress import Stages
+
+    _check_files(args, ('.npz', ))
+    stages = Stages()
+    _, _, neighbors = _read_and_search(args, stages)
+    with stages('write') as stage:
+        neighbors.save(args.out)
+        stage.size = f'{os.path.getsize(args.out):,} bytes'
+    _report(args, _settings(args, neighbors),
+            [f"{neighbors.k} neighbours of {neighbors.num_nodes:,} samples: "
+             f"'{args.out}'"], stages)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from torch_sdt.datasets import read_labels
+
+    pred = read_labels(args.pred)
+    scores, table = _scores(_read_truth(args.true, pred.size, args.pred), pred)
+    _report(args, {'num_samples': pred.size, **scores}, [table])
+
+
+def _info(args: argparse.Namespace) -> None:
+    import torch
+
+    import torch_sdt.typing
+
+    optional = {}
+    for flag, present in vars(torch_sdt.typing).items():
+        if flag.startswith('WITH_'):
+            name = flag[len('WITH_'):].lower()
+            optional[name] = _version(name) if present else None
+    cuda = torch.cuda.is_available()
+    result = {
+        'torch_sdt': _version('torch_sdt'),
+        'python': platform.python_version(),
+        'torch': torch.__version__,
+        'torch_geometric': _version('torch_geometric'),
+        'optional': optional,
+        'cores': os.cpu_count(),
+        'cuda': torch.cuda.get_device_name() if cuda else None,
+    }
+    rows = [*result.items(), *optional.items()]
+    _report(args, result, [f'{name:<16} {value or "absent"}'
+                           for name, value in rows if value is not optional])
+
+
+# Stages ######################################################################
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    for method, (_, options) in _METHODS.items():
+        for option in options:
+            if getattr(args, option) is not None and args.method != method:
+                args.usage_error(f'--{option} is an option of --method '
+                                 f'{method} (got --method {args.method})')
+    if args.neighbors is not None and args.index is not None:
+        args.usage_error('--neighbors leaves nothing to search with --index')
+
+
+def _check_files(args: argparse.Namespace, suffixes: Tuple[str, ...]) -> None:
+    # Hours of work must not end at a name that is wrong.
+    inputs = [path for path in (args.features, args.neighbors, args.truth)
+              if path is not None]
+    for path in inputs:
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"There is no file '{path}'")
+    if os.path.splitext(args.out)[1] not in suffixes:
+        raise ValueError(f"The file of --out must end in "
+                         f"{' or '.join(suffixes)} (got '{args.out}')")
+    folder = os.path.dirname(args.out) or os.curdir
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"There is no folder '{folder}' for --out")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"The folder '{folder}' is not writable")
+    if os.path.isdir(args.out):
+        raise IsADirectoryError(f"--out '{args.out}' is a folder")
+    for path in inputs:
+        if os.path.exists(args.out) and os.path.samefile(path, args.out):
+            raise ValueError(f"--out would overwrite the input '{path}'")
+
+
+def _estimator(args: argparse.Namespace) -> Any:
+    import torch_sdt.cluster
+
+    name, options = _METHODS[args.method]
+    given = {option: getattr(args, option) for option in options
+             if getattr(args, option) is not None}
+    # The features are centred once, before the search.
+    estimator = getattr(torch_sdt.cluster, name)(
+        center=False, seed=args.seed, verbose=not args.quiet, **given)
+    # As `fit` does, but before the search instead of after it.
+    estimator._check_arguments()
+    return estimator
+
+
+def _read_and_search(args: argparse.Namespace, stages: Stages
+                     ) -> Tuple[Tensor, Optional[np.ndarray], Neighbors]:
+    from torch_sdt.datasets import read_features
+    from torch_sdt.ops import normalize_features
+
+    with stages('read') as stage:
+        features = read_features(args.features, args.dim)
+        num_samples, dim = features.shape
+        if args.dim not in {None, dim}:
+            raise ValueError(f"'{args.features}' has features of width "
+                             f"{dim}, not {args.dim} as --dim says")
+        truth = None
+        if args.truth is not None:
+            truth = _read_truth(args.truth, num_samples, args.features)
+        x = normalize_features(features, center=args.center)
+        stage.size = f'{num_samples:,} x {dim:,}'
+    with stages('kNN') as stage:
+        neighbors = _neighbors(args, x)
+        stage.size = f'{num_samples:,} x {neighbors.k:,}'
+    return x, truth, neighbors
+
+
+def _read_truth(path: str, num_samples: int, other: str) -> np.ndarray:
+    from torch_sdt.datasets import read_labels
+
+    y = read_labels(path)
+    if y.size != num_samples:
+        raise ValueError(f"'{path}' has {y.size} labels, but '{other}' has "
+                         f"{num_samples} samples")
+    return y
+
+
+def _neighbors(args: argparse.Namespace, x: Tensor) -> Neighbors:
+    from torch_sdt.neighbors import Neighbors
+    from torch_sdt.ops.knn import default_k
+
+    if args.neighbors is not None:
+        neighbors = Neighbors.load(args.neighbors, x.size(0))
+        return neighbors if args.k is None else neighbors.truncate(args.k)
+    k = default_k(x.size(0)) if args.k is None else args.k
+    return Neighbors.search(x, k, args.index or 'auto', seed=args.seed,
+                            verbose=not args.quiet)
+
+
+# Reports #####################################################################
+
+
+def _report(args: argparse.Namespace, result: Dict[str, Any],
+            lines: List[str], stages: Optional[Stages] = None) -> None:
+    if stages is not None:
+        result = {**result, 'stages': stages.to_list()}
+        lines = [stages.table(), *lines]
+    if args.json:
+        print(json.dumps(result))
+    elif not args.quiet:
+        print('\n'.join(lines))
+
+
+def _settings(args: argparse.Namespace, neighbors: Neighbors
+              ) -> Dict[str, Any]:
+    return {'features': args.features, 'out': args.out,
+            'num_samples': neighbors.num_nodes, 'k': neighbors.k,
+            'center': args.center, 'seed': args.seed}
+
+
+def _scores(true: np.ndarray, pred: np.ndarray) -> Tuple[Dict[str, Any], str]:
+    # For JSON, and as a table.
+    from torch_sdt.metrics import clustering_scores
+
+    scores = clustering_scores(true, pred)
+    result = scores._asdict()
+    lines = [f'{"":<8} {"precision":>10} {"recall":>10} {"fscore":>10}']
+    for name in ('pairwise', 'bcubed'):
+        result[name] = result[name]._asdict()
+        values = [f'{value:10.4f}' for value in result[name].values()]
+        lines.append(' '.join([f'{name:<8}', *values]))
+    lines += [f'{"nmi":<8} {scores.nmi:10.4f}',
+              f'{"clusters":<8} {scores.num_clusters:10,}']
+    return result, '\n'.join(lines)
+
+
+def _version(module: str) -> str:
+    from importlib import metadata
+
+    # A module may come in a package of another name: faiss in faiss-cpu.
+    name = metadata.packages_distributions().get(module, [module])[0]
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # found on the path alone
+        return 'unknown'
+
+
+# Arguments ###################################################################
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='torch-sdt', description='Embeddings in, identities out.')
+    commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+    cluster = _command(commands, 'cluster', _cluster,
+                       'cluster features into identities')
+    add = cluster.add_argument
+    _add_search(cluster, 'LABELS', 'one label a line (.txt, .meta)')
+    add('--method', choices=list(_METHODS), default='topk-jaccard',
+        help='default: %(default)s')
+    add('--neighbors', metavar='TABLE',
+        help='the kNN table of these features (.npz), as from torch-sdt knn')
+    add('--threshold', type=float, metavar='COSINE',
+        help='smallest cosine of a link (method cosine)')
+    add('--theta', type=float, metavar='PROBABILITY',
+        help='edge probability at which links stop (method fces)')
+    add('--truth', metavar='LABELS', help='true labels, to score the result')
+
+    knn = _command(commands, 'knn', _knn, 'write the table of neighbours')
+    _add_search(knn, 'TABLE', 'the table of neighbours (.npz)')
+    knn.set_defaults(neighbors=None, truth=None)
+
+    evaluate = _command(commands, 'evaluate', _evaluate,
+                        'score predicted labels against true ones')
+    evaluate.add_argument('true', metavar='TRUE', help='true labels')
+    evaluate.add_argument('pred', metavar='PRED', help='predicted labels')
+
+    _command(commands, 'info', _info, 'versions, optional packages, hardware')
+    return parser
+
+
+def _command(commands: Any, name: str, run: Any, text: str
+             ) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f'{text[0].upper()}{text[1:]}.')
+    parser.add_argument('--json', action='store_true', help='print one JSON '
+                        'object and nothing else')
+    parser.set_defaults(run=run, usage_error=parser.error, quiet=False)
+    return parser
+
+
+def _add_search(parser: argparse.ArgumentParser, metavar: str, text: str
+                ) -> None:
+    add = parser.add_argument
+    add('features', metavar='FEATURES', help='.npy, or .bin with --dim')
+    add('--out', metavar=metavar, required=True, help=text)
+    add('--dim', type=_at_least(1), help='width of the features')
+    add('--k', type=_at_least(1),
+        help='neighbours a sample, itself included (default: 80, or all)')
+    add('--center', action='store_true',
+        help='remove the mean feature: for embeddings that share an offset')
+    add('--index', help='auto, flat, torch, torch_cluster or a faiss factory '
+        'string (default: auto)')
+    add('--seed', type=_at_least(0), default=0, metavar='S',
+        help='same seed, same result (default: 0)')
+    add('--quiet', action='store_true', help='no progress, no summary')
+
+
+def _at_least(low: int) -> Any:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f'must be at least {low}')
+        return value
+
+    return integer
+
+
+if __name__ == '__main__':
+    sys.exit(main())
