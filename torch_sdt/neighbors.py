@@ -13,6 +13,9 @@ from torch import Tensor
 from torch_sdt.io import atomic_path
 
 PathLike = Union[str, 'os.PathLike[str]']
+# What reading a damaged archive raises: RuntimeError for flipped flags that
+# speak of encryption or a compression nobody knows.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -369,14 +372,15 @@ def _read_npz(path: PathLike) -> Tuple[np.ndarray, np.ndarray]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"'{path}' is truncated or no .npz file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = [pair for pair in keys if set(pair) <= set(file.files)]
-            if len(found) == 0:
-                raise ValueError(f"'{path}' is no kNN table: it holds the "
-                                 f"keys {sorted(file.files)}, not 'data'")
-            ids, values = (_read_array(file, key, path) for key in found[0])
-    except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as e:
+        file = np.load(path, allow_pickle=False)
+    except _DAMAGE + (ValueError, ) as e:
         raise ValueError(f"'{path}' is truncated or damaged") from e
+    with file:
+        found = [pair for pair in keys if set(pair) <= set(file.files)]
+        if len(found) == 0:
+            raise ValueError(f"'{path}' is no kNN table: it holds the keys "
+                             f"{sorted(file.files)}, not 'data'")
+        ids, values = (_read_array(file, key, path) for key in found[0])
     if found[0][0] != 'data':
         return ids, values
     if ids.ndim != 3 or ids.shape[1] != 2:
@@ -388,6 +392,8 @@ def _read_npz(path: PathLike) -> Tuple[np.ndarray, np.ndarray]:
 def _read_array(file: Any, key: str, path: PathLike) -> np.ndarray:
     try:
         array = file[key]
+    except _DAMAGE as e:
+        raise ValueError(f"'{path}' is truncated or damaged") from e
     except ValueError as e:
         if 'pickle' not in str(e):
             raise ValueError(f"'{path}' is truncated or damaged") from e
