@@ -1,0 +1,184 @@
+r"""Which of many partitions fits features best, judged without labels."""
+from __future__ import annotations
+
+from typing import List, NamedTuple, Sequence, Tuple
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from torch_sdt.neighbors import Neighbors
+
+_PAIRS = 2048
+_RIVALS = 4
+_RIVALS_UP_TO = 4096
+
+
+class Background(NamedTuple):
+    r"""What cosines of samples that have nothing in common look like.
+
+    Args:
+        location (float): Their median.
+        scale (float): Their spread, half the distance between the 16th and
+            the 84th percentile (a Gaussian's standard deviation).
+    """
+    location: float
+    scale: float
+
+
+def estimate_background(x: Tensor, seed: int) -> Background:
+    r"""Measures the background on the pairs of a random sample of unit rows.
+
+    Pairs of one identity are so few among all pairs that the percentiles do
+    not see them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(x.size(0), generator=generator)[:_PAIRS]
+    sample = x[rows.to(x.device)]
+    cosine = (sample @ sample.t()).cpu()
+    off = ~torch.eye(rows.numel(), dtype=torch.bool)
+    values = cosine[off] if rows.numel() > 1 else cosine.view(-1)
+    low, median, high = np.percentile(values.numpy(), (16, 50, 84))
+    return Background(float(median), float(high - low) / 2)
+
+
+def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
+                background: Background) -> Tensor:
+    r"""The silhouette of every sample (`Rousseeuw, 1987
+    <https://doi.org/10.1016/0377-0427(87)90125-7>`_) in mean cosines.
+
+    With :math:`a_i` the mean cosine of sample :math:`i` to the others of its
+    cluster and :math:`b_i` that to the best other cluster,
+
+    .. math::
+        s_i = \frac{a_i - b_i}{1 - \min(a_i, b_i)}.
+
+    A singleton has no :math:`a_i`. It loses what joining its best cluster
+    would have won over the second best: nothing if it resembles none more
+    than others. Other clusters are those of the sample's neighbours and the
+    four nearest to its own; where there is none, the background stands in.
+
+    Args:
+        x (torch.Tensor): Unit features on the CPU, float32, ``[N, D]``.
+        neighbors (Neighbors): Their table.
+        cluster (torch.Tensor): Clusters numbered from 0, int64, ``[N]``.
+        background (Background): See :meth:`estimate_background`.
+
+    Returns:
+        torch.Tensor: float32, shape ``[N]``.
+    """
+    from torch_sdt.cluster._silhouette_kernel import silhouette_kernel
+
+    num_clusters = int(cluster.max()) + 1
+    size = torch.bincount(cluster, minlength=num_clusters)
+    total = _sums(x, cluster, num_clusters)
+    rival = torch.full((num_clusters, 1), -1)
+    if 1 < num_clusters <= _RIVALS_UP_TO:
+        mean = total / total.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        product = mean @ mean.t()
+        product.fill_diagonal_(-2.)
+        rival = product.topk(min(_RIVALS, num_clusters - 1), dim=1)[1]
+    return torch.from_numpy(silhouette_kernel(
+        x.numpy(), neighbors.index.numpy(), cluster.numpy(), total.numpy(),
+        size.numpy(), rival.numpy(), background.location))
+
+
+def likelihoods(x: Tensor, cluster: Tensor, background: Background) -> Tensor:
+    r"""The log-likelihood of every cluster, over that of its samples alone.
+
+    The model is two-covariance PLDA (`Brümmer and de Villiers, 2010
+    <https://www.isca-archive.org/odyssey_2010/brummer10_odyssey.html>`_):
+    an identity is a Gaussian draw, its images are Gaussian draws around it.
+    Both are spherical, in the :math:`1 / \sigma^2` dimensions that the spread
+    :math:`\sigma` of background cosines amounts to, with the ratio of
+    variances that suits the partition best.
+
+    Returns:
+        torch.Tensor: float64, one value a cluster.
+    """
+    num_clusters = int(cluster.max()) + 1
+    size = torch.bincount(cluster, minlength=num_clusters).double()
+    mean = x.mean(dim=0)
+    variance = 1. - float(mean.square().sum())
+    if variance < 1e-6 or background.scale < 1e-6:
+        return torch.zeros(num_clusters, dtype=torch.double)
+    dim = (variance / background.scale)**2
+    total = _sums(x, cluster, num_clusters) - size.float().view(-1, 1) * mean
+    # Squared lengths: of the cluster means, times size, and of the samples.
+    of_mean = total.square().sum(dim=1).double() / size / variance
+    of_samples = (1 - 2 * (x @ mean) + mean.square().sum()).double()
+    of_samples = torch.zeros_like(size).index_add_(
+        0, cluster, of_samples / variance)
+    best = torch.full_like(size, -torch.inf)
+    # rho is the cosine of two images of one identity in this model.
+    for rho in torch.linspace(.02, .98, 33, dtype=torch.double):
+        between, within = rho / dim, (1 - rho) / dim
+        spread = within + size * between
+        log_det = (size - 1) * within.log() + spread.log()
+        log_det += size * np.log(dim)
+        distance = (of_samples - of_mean) / within + of_mean / spread
+        value = -.5 * (dim * log_det + distance - of_samples * dim)
+        if value.sum() > best.sum():
+            best = value
+    return best
+
+
+def nested(partitions: Sequence[Tensor]) -> List[Tensor]:
+    r"""Makes a chain of partitions, coarse to fine, a tree.
+
+    From the finest upwards, every cluster goes as a whole where most of its
+    samples are in the next coarser partition.
+    """
+    out = [_renumber(partitions[-1])]
+    for coarse in reversed(partitions[:-1]):
+        fine = out[0]
+        votes = sp.coo_matrix(
+            (np.ones(fine.numel()), (fine.numpy(), coarse.numpy()))).tocsr()
+        majority = torch.from_numpy(np.asarray(votes.argmax(axis=1)).ravel())
+        out.insert(0, _renumber(majority[fine]))
+    return out
+
+
+def select(tree: Sequence[Tensor], scores: Sequence[Tensor],
+           margin: float) -> Tuple[Tensor, Tensor]:
+    r"""The clusters of a tree, from whichever levels, of the largest total
+    score: a cluster stands unless its parts, each at its best, score more.
+
+    Args:
+        tree (sequence of torch.Tensor): Nested partitions, coarse to fine.
+        scores (sequence of torch.Tensor): A score for each cluster of each.
+        margin (float): By which share of their own score the parts must
+            exceed the whole.
+
+    Returns:
+        (torch.Tensor, torch.Tensor): Each sample's cluster and level.
+    """
+    best = scores[-1]
+    whole = [torch.ones_like(best, dtype=torch.bool)]
+    for coarse, fine, score in zip(reversed(tree[:-1]), reversed(tree[1:]),
+                                   reversed(scores[:-1])):
+        parent = torch.empty(best.numel(), dtype=torch.long)
+        parent[fine] = coarse
+        parts = torch.zeros_like(score).index_add_(0, parent, best)
+        stands = score >= parts - margin * parts.abs()
+        best = torch.where(stands, score, parts)
+        whole.insert(0, stands)
+    cluster = torch.full_like(tree[0], -1)
+    level = torch.zeros_like(cluster)
+    offset = 0
+    for depth, (partition, stands) in enumerate(zip(tree, whole)):
+        here = stands[partition] & (cluster < 0)
+        cluster[here] = partition[here] + offset
+        level[here] = depth
+        offset += stands.numel()
+    return cluster, level
+
+
+def _renumber(cluster: Tensor) -> Tensor:
+    return cluster.unique(return_inverse=True)[1]
+
+
+def _sums(x: Tensor, cluster: Tensor, num_clusters: int) -> Tensor:
+    return x.new_zeros(num_clusters, x.size(1)).index_add_(0, cluster, x)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from typing import Any, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from torch_sdt.cluster._selection import (
+    Background,
+    estimate_background,
+    likelihoods,
+    nested,
+    select,
+    silhouettes,
+)
+from torch_sdt.cluster.base import NeighborClustering
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.jaccard import topk_jaccard
+from torch_sdt.ops.local_scaling import local_scaling
+from torch_sdt.ops.map_equation import (
+    check_backend,
+    map_equation_ladder,
+    number_by_appearance,
+)
+from torch_sdt.progress import progress
+
+# Thresholds in units of the background's spread above its median: below the
+# first, chance links; above the last, only near-duplicates are left.
+_STEPS = tuple(1.5 + .5 * step for step in range(10))
+_MARKOV_TIMES = (1., 1.5, 2., 3.)
+_LIKELIHOOD = .5
+_MARGIN = .05
+
+
+class Level(NamedTuple):
+    r"""One of the partitions that were compared.
+
+    Args:
+        threshold (float): The scaled cosine up to which neighbours were
+            trusted.
+        markov_time (float): The resolution of the map equation.
+        num_clusters (int): Clusters found.
+        separation (float): Mean silhouette, in [-1, 1].
+        likelihood (float): Log-likelihood per sample, over singletons.
+    """
+    threshold: float
+    markov_time: float
+    num_clusters: int
+    separation: float
+    likelihood: float
+
+
+class TopKJaccardClustering(NeighborClustering):
+    r"""Clusters without training and without a threshold to tune.
+
+    How many neighbours a sample may trust, and at which resolution to cut, is
+    read off the features themselves:
+
+    1. Cosines are made relative to how crowded the surroundings of both
+       samples are (:meth:`~torch_sdt.ops.local_scaling`).
+    2. The background, cosines of samples that have nothing in common, is
+       measured on random pairs: median and spread. Ten thresholds from 1.5
+       to 6 spreads above the median each give every sample its own number
+       :math:`k_i` of trusted neighbours.
+    3. For each, :meth:`~torch_sdt.ops.topk_jaccard` weighs the edges and the
+       map equation clusters them; the loosest is also merged at longer
+       Markov times (:meth:`~torch_sdt.ops.map_equation_ladder`), for
+       identities much larger than :math:`K`.
+    4. The partitions form a tree. Its clusters are chosen from whichever
+       level suits them: a cluster stands unless its parts score more. The
+       score of a cluster adds the silhouettes of its samples, and half as
+       much of the likelihood of a Gaussian model of identities, each relative
+       to its value on the best single level.
+
+    So small and large, compact and spread identities are cut each at their
+    own level. What to know: an identity whose images fall into modes that
+    hardly resemble each other is split into them, and features that share an
+    offset need ``center=True``.
+
+    Args:
+        k (int, optional): Neighbours per sample, itself included.
+            (default: :obj:`min(80, N)`)
+        center (bool, optional): If :obj:`True`, removes the mean feature: the
+            first thing to try on new features. (default: :obj:`False`)
+        index (str, optional): The search index, see
+            :meth:`~torch_sdt.ops.knn`. (default: :obj:`"auto"`)
+        seed (int, optional): Same seed, same labels. (default: :obj:`0`)
+        device (str or torch.device, optional): Where to search neighbours.
+            (default: that of the features)
+        verbose (bool, optional): If :obj:`True`, shows progress bars.
+            (default: :obj:`False`)
+
+    Attributes:
+        labels_ (numpy.ndarray): Cluster of each sample, int64, ``[N]``.
+        n_clusters_ (int): The number of clusters.
+        k_ (numpy.ndarray): Trusted neighbours of each sample, itself
+            included, at the level that its cluster was taken from; int64,
+            ``[N]``.
+        threshold_ (numpy.ndarray): The threshold of that level, in scaled
+            cosines; float32, ``[N]``.
+        levels_ (list of Level): The partitions that were compared, coarse to
+            fine.
+        background_ (Background): Median and spread of background cosines.
+    """
+    labels_: Any
+    levels_: List[Level]
+    background_: Background
+
+    def __init__(
+        self,
+        k: Optional[int] = None,
+        center: bool = False,
+        index: str = 'auto',
+        seed: int = 0,
+        device: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.k = k
+        self.center = center
+        self.index = index
+        self.seed = seed
+        self.device = device
+        self.verbose = verbose
+
+    def _check_arguments(self) -> None:
+        check_backend('numba')
+
+    def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
+        self.background_ = estimate_background(x, self.seed)
+        x = x.cpu()
+        table = local_scaling(
+            Neighbors(neighbors.index.cpu(), neighbors.similarity.cpu()))
+        settings, partitions = self._partitions(table)
+        tree = nested(partitions)
+        scores = self._scores(x, table, tree, settings)
+        cluster, level = select(tree, scores, _MARGIN)
+
+        threshold = torch.tensor([setting[0] for setting in settings])[level]
+        trusted = table.similarity >= threshold.view(-1, 1)
+        self.k_ = trusted.sum(dim=1).numpy()
+        self.threshold_ = threshold.numpy()
+        return number_by_appearance(cluster)
+
+    def _partitions(self, table: Neighbors
+                    ) -> Tuple[List[Tuple[float, float]], List[Tensor]]:
+        # Settings (threshold, Markov time) and their partitions, coarse to
+        # fine.
+        settings: List[Tuple[float, float]] = []
+        partitions: List[Tensor] = []
+        location, scale = self.background_
+        with progress(len(_STEPS), 'levels', self.verbose, 'levels') as bar:
+            for step in _STEPS:
+                # Rounding must not part what is identical.
+                threshold = min(location + step * scale, 1.) - 1e-6
+                k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
+                jaccard = topk_jaccard(table, k)
+                edge_index, weight = table.to_edge_index(jaccard,
+                                                         jaccard > 0)
+                times = _MARKOV_TIMES if step == _STEPS[0] else (1., )
+                ladder = map_equation_ladder(edge_index, weight,
+                                             table.num_nodes, times,
+                                             self.seed)
+                settings += [(threshold, time) for time in reversed(times)]
+                partitions += reversed(ladder)
+                bar.update()
+                if edge_index.numel() == 0:
+                    break
+        return settings, partitions
+
+    def _scores(self, x: Tensor, table: Neighbors, tree: List[Tensor],
+                settings: List[Tuple[float, float]]) -> List[Tensor]:
+        n = x.size(0)
+        separation, likelihood = [], []
+        self.levels_ = []
+        for cluster, (threshold, time) in zip(tree, settings):
+            of_sample = silhouettes(x, table, cluster, self.background_)
+            likelihood.append(likelihoods(x, cluster, self.background_))
+            separation.append(torch.zeros_like(likelihood[-1]).index_add_(
+                0, cluster, of_sample.double()))
+            self.levels_.append(Level(
+                threshold, time, likelihood[-1].numel(),
+                float(separation[-1].sum()) / n,
+                float(likelihood[-1].sum()) / n))
+        # Both relative to the best single level, so that their units cancel.
+        best = max(self.levels_, key=lambda level: max(level.separation, 0) *
+                   max(level.likelihood, 0)**_LIKELIHOOD)
+        unit_separation = max(best.separation, 1e-6) * n
+        unit_likelihood = max(best.likelihood, 1e-6) * n
+        return [
+            s / unit_separation + _LIKELIHOOD * p / unit_likelihood
+            for s, p in zip(separation, likelihood)
+        ]
