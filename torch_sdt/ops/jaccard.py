@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from typing import Optional, Tuple, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,13 +137,17 @@ def _check_k(k: Optional[Union[int, Tensor]], n: int, width: int,
 
 def _jaccard_numba(rowptr: Tensor, col: Tensor, length: Tensor,
                    probability: Tensor) -> Tensor:
-    from torch_sdt.ops._jaccard_kernel import jaccard_kernel
+    from torch_sdt.ops._jaccard_kernel import jaccard_kernel, row_key
 
     # A private copy: the kernel normalises it in place.
     p = probability.detach().to(torch.float32, copy=True).contiguous()
     out = torch.zeros_like(p)
-    jaccard_kernel(rowptr.numpy(), col.to(torch.int32).numpy(),
-                   length.numpy(), p.numpy(), out.numpy(),
+    # Unsigned: no index counts from the end, and asking whether one does
+    # costs a fifth of the time.
+    ids = col.to(torch.int32).numpy().view(np.uint32)
+    graph = (rowptr.numpy(), ids, length.numpy())
+    order = np.argsort(row_key(*graph), kind='stable')
+    jaccard_kernel(*graph, p.numpy(), out.numpy(), order,
                    torch.get_num_threads())
     return out.to(probability.dtype)
 
