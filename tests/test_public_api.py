@@ -1,0 +1,85 @@
+import inspect
+from importlib import import_module
+
+import pytest
+
+# The names that users build on: to take one away, or to add one, is a
+# decision, which is written down here.
+PUBLIC = {
+    'ops': [
+        'edge_probability',
+        'knn',
+        'local_scaling',
+        'map_equation',
+        'map_equation_communities',
+        'map_equation_ladder',
+        'normalize_features',
+        'topk_jaccard',
+        'topk_jaccard_csr',
+    ],
+    'transforms': [
+        'CosineKNNGraph',
+        'TopKJaccard',
+    ],
+    'datasets': [
+        'FeatureFiles',
+        'SyntheticFaces',
+        'read_features',
+        'read_labels',
+        'write_labels',
+    ],
+    'metrics': [
+        'ClusteringScores',
+        'Scores',
+        'bcubed_scores',
+        'clustering_scores',
+        'nmi_score',
+        'pairwise_scores',
+    ],
+}
+
+
+MEMBERS = [
+    (f'{package}.{name}',
+     getattr(import_module(f'torch_sdt.{package}'), name))
+    for package, names in PUBLIC.items() for name in names
+]
+
+
+@pytest.mark.parametrize('package', PUBLIC)
+def test_names(package):
+    module = import_module(f'torch_sdt.{package}')
+    assert sorted(module.__all__) == PUBLIC[package]
+    assert inspect.getdoc(module)
+
+
+@pytest.mark.parametrize('name,value', MEMBERS)
+def test_docstrings(name, value):
+    # Its own: not one that dataclass or NamedTuple made up or a base left.
+    doc = value.__doc__ or ''
+    assert len(doc.split()) > 5 and not doc.startswith(value.__name__ + '(')
+    # Every argument stands in it, unless the class is a record whose fields
+    # are named below `Attributes`.
+    for argument in inspect.signature(value).parameters.values():
+        if argument.kind not in {argument.VAR_KEYWORD,
+                                 argument.VAR_POSITIONAL}:
+            assert argument.name in doc, f"'{name}' is silent on {argument}"
+
+
+@pytest.mark.parametrize('name,value', MEMBERS)
+def test_annotations(name, value):
+    function = value.__init__ if inspect.isclass(value) else value
+    if isinstance(function, type(object.__init__)):
+        return
+    for argument in list(inspect.signature(function).parameters.values()):
+        if argument.name != 'self':
+            assert argument.annotation is not argument.empty, argument
+
+
+@pytest.mark.parametrize('name,value', MEMBERS)
+def test_public_methods_are_documented(name, value):
+    if inspect.isclass(value):
+        for method, function in vars(value).items():
+            if inspect.isfunction(function) and method[0] != '_':
+                # A method of a base keeps the base's words.
+                assert inspect.getdoc(getattr(value, method)), method
