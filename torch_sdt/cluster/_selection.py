@@ -6,13 +6,12 @@ from typing import List, NamedTuple, Sequence, Tuple
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 from torch_sdt.neighbors import Neighbors
 
 _PAIRS = 2048
-_RIVALS = 4
+_RIVALS = 16
 _RIVALS_UP_TO = 4096
 
 
@@ -58,7 +57,7 @@ def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
     A singleton has no :math:`a_i`. It loses what joining its best cluster
     would have won over the second best: nothing if it resembles none more
     than others. Other clusters are those of the sample's neighbours and the
-    four nearest to its own; where there is none, the background stands in.
+    sixteen nearest to its own; where there is none, the background stands in.
 
     Args:
         x (torch.Tensor): Unit features on the CPU, float32, ``[N, D]``.
@@ -76,7 +75,7 @@ def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
     total = _sums(x, cluster, num_clusters)
     rival = torch.full((num_clusters, 1), -1)
     if 1 < num_clusters <= _RIVALS_UP_TO:
-        mean = total / total.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        mean = total / size.view(-1, 1)
         product = mean @ mean.t()
         product.fill_diagonal_(-2.)
         rival = product.topk(min(_RIVALS, num_clusters - 1), dim=1)[1]
@@ -108,7 +107,7 @@ def likelihoods(x: Tensor, cluster: Tensor, background: Background) -> Tensor:
     total = _sums(x, cluster, num_clusters) - size.float().view(-1, 1) * mean
     # Squared lengths: of the cluster means, times size, and of the samples.
     of_mean = total.square().sum(dim=1).double() / size / variance
-    of_samples = (1 - 2 * (x @ mean) + mean.square().sum()).double()
+    of_samples = (x - mean).square().sum(dim=1).double()
     of_samples = torch.zeros_like(size).index_add_(
         0, cluster, of_samples / variance)
     best = torch.full_like(size, -torch.inf)
@@ -125,45 +124,61 @@ def likelihoods(x: Tensor, cluster: Tensor, background: Background) -> Tensor:
     return best
 
 
-def nested(partitions: Sequence[Tensor]) -> List[Tensor]:
-    r"""Makes a chain of partitions, coarse to fine, a tree.
+def nested(partitions: Sequence[Tensor], base: int) -> List[Tensor]:
+    r"""Makes a chain of partitions, coarse to fine, a tree around one of them.
 
-    From the finest upwards, every cluster goes as a whole where most of its
-    samples are in the next coarser partition.
+    The one at :obj:`base` stays as it is. Coarser ones become unions of its
+    clusters: each goes as a whole where most of its samples are. Finer ones
+    become parts: their clusters are cut where those above them are.
     """
-    out = [_renumber(partitions[-1])]
-    for coarse in reversed(partitions[:-1]):
+    out = [_renumber(partitions[base])]
+    for coarse in reversed(partitions[:base]):
         fine = out[0]
         votes = sp.coo_matrix(
             (np.ones(fine.numel()), (fine.numpy(), coarse.numpy()))).tocsr()
         majority = torch.from_numpy(np.asarray(votes.argmax(axis=1)).ravel())
         out.insert(0, _renumber(majority[fine]))
+    for fine in partitions[base + 1:]:
+        out.append(_renumber(out[-1] * (int(fine.max()) + 1) + fine))
     return out
 
 
-def select(tree: Sequence[Tensor], scores: Sequence[Tensor],
-           margin: float) -> Tuple[Tensor, Tensor]:
+def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
+           width: int, margin: float) -> Tuple[Tensor, Tensor]:
     r"""The clusters of a tree, from whichever levels, of the largest total
     score: a cluster stands unless its parts, each at its best, score more.
+
+    Whatever departs from the level :obj:`base` must gain :obj:`margin`, a
+    share of the score. Where the parts are wider than the neighbour table,
+    they must gain half as much again at any level: a kNN graph comes apart in
+    clusters larger than its number of neighbours, so that it did says little.
 
     Args:
         tree (sequence of torch.Tensor): Nested partitions, coarse to fine.
         scores (sequence of torch.Tensor): A score for each cluster of each.
-        margin (float): By which share of their own score the parts must
-            exceed the whole.
+        base (int): The best single level.
+        width (int): Width of the neighbour table.
+        margin (float): See above.
 
     Returns:
         (torch.Tensor, torch.Tensor): Each sample's cluster and level.
     """
-    best = scores[-1]
+    sizes = [torch.bincount(partition).double() for partition in tree]
+    best, square = scores[-1], sizes[-1].square()
     whole = [torch.ones_like(best, dtype=torch.bool)]
-    for coarse, fine, score in zip(reversed(tree[:-1]), reversed(tree[1:]),
-                                   reversed(scores[:-1])):
+    for depth in range(len(tree) - 2, -1, -1):
         parent = torch.empty(best.numel(), dtype=torch.long)
-        parent[fine] = coarse
+        parent[tree[depth + 1]] = tree[depth]
+        score, size = scores[depth], sizes[depth]
         parts = torch.zeros_like(score).index_add_(0, parent, best)
-        stands = score >= parts - margin * parts.abs()
+        squares = torch.zeros_like(score).index_add_(0, parent, square)
+        # The size of the part that a sample is in, on average.
+        wide = squares / size >= width
+        gain = torch.full_like(score, margin if depth >= base else -margin)
+        gain[wide] = 1.5 * margin
+        stands = score >= parts - gain * parts.abs()
         best = torch.where(stands, score, parts)
+        square = torch.where(stands, size.square(), squares)
         whole.insert(0, stands)
     cluster = torch.full_like(tree[0], -1)
     level = torch.zeros_like(cluster)

@@ -28,7 +28,8 @@ class FCES(NeighborClustering):
     Args:
         theta (float, optional): The probability :math:`\theta` at which a
             row stops. (default: :obj:`.22`, as published)
-        transform (str, optional): :obj:`"exponential"`, as published, or
+        distance_transform (str, optional): :obj:`"exponential"`, as
+            published, or
             :obj:`"sigmoid"`; see :meth:`~torch_sdt.ops.edge_probability`,
             also for :obj:`delta`, :obj:`epsilon` and :obj:`tau`.
             (default: :obj:`"exponential"`)
@@ -67,7 +68,7 @@ class FCES(NeighborClustering):
     def __init__(
         self,
         theta: float = .22,
-        transform: str = 'exponential',
+        distance_transform: str = 'exponential',
         delta: float = 7.5,
         epsilon: float = -5.,
         tau: float = .5,
@@ -82,7 +83,7 @@ class FCES(NeighborClustering):
         verbose: bool = False,
     ) -> None:
         self.theta = theta
-        self.transform = transform
+        self.distance_transform = distance_transform
         self.delta = delta
         self.epsilon = epsilon
         self.tau = tau
@@ -98,14 +99,15 @@ class FCES(NeighborClustering):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        check_transform(self.transform, self.tau)
+        check_transform(self.distance_transform, self.tau)
         if not 0 <= self.theta <= 1:
             raise ValueError(f"'theta' must be a probability in [0, 1] (got "
                              f"{self.theta})")
 
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
-        probability = edge_probability(neighbors.similarity, self.transform,
-                                       self.delta, self.epsilon, self.tau)
+        probability = edge_probability(
+            neighbors.similarity, self.distance_transform, self.delta,
+            self.epsilon, self.tau)
         jaccard = topk_jaccard(neighbors, probability=probability)
         linked = (jaccard >= self.theta).cummin(dim=1)[0]
         self.k_ = linked.sum(dim=1).cpu().numpy()

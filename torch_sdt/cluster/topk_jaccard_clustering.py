@@ -24,12 +24,11 @@ from torch_sdt.ops.map_equation import (
 )
 from torch_sdt.progress import progress
 
-# Thresholds in units of the background's spread above its median: below the
-# first, chance links; above the last, only near-duplicates are left.
-_STEPS = tuple(1.5 + .5 * step for step in range(10))
+# The first threshold and the step to the next, in spreads of the background.
+_FIRST, _STEP, _LEVELS = 1.5, .5, 10
 _MARKOV_TIMES = (1., 1.5, 2., 3.)
 _LIKELIHOOD = .5
-_MARGIN = .05
+_MARGIN = .2
 
 
 class Level(NamedTuple):
@@ -49,6 +48,11 @@ class Level(NamedTuple):
     separation: float
     likelihood: float
 
+    @property
+    def quality(self) -> float:
+        r"""Both in one figure: separation times root of likelihood."""
+        return max(self.separation, 0.) * max(self.likelihood, 0.)**_LIKELIHOOD
+
 
 class TopKJaccardClustering(NeighborClustering):
     r"""Clusters without training and without a threshold to tune.
@@ -60,17 +64,21 @@ class TopKJaccardClustering(NeighborClustering):
        samples are (:meth:`~torch_sdt.ops.local_scaling`).
     2. The background, cosines of samples that have nothing in common, is
        measured on random pairs: median and spread. Ten thresholds from 1.5
-       to 6 spreads above the median each give every sample its own number
-       :math:`k_i` of trusted neighbours.
+       to 6 spreads above the median (closer together where that exceeds 1)
+       each give every sample its own number :math:`k_i` of trusted
+       neighbours.
     3. For each, :meth:`~torch_sdt.ops.topk_jaccard` weighs the edges and the
        map equation clusters them; the loosest is also merged at longer
        Markov times (:meth:`~torch_sdt.ops.map_equation_ladder`), for
        identities much larger than :math:`K`.
-    4. The partitions form a tree. Its clusters are chosen from whichever
-       level suits them: a cluster stands unless its parts score more. The
-       score of a cluster adds the silhouettes of its samples, and half as
-       much of the likelihood of a Gaussian model of identities, each relative
-       to its value on the best single level.
+    4. The best single partition is that of the largest
+       :math:`S \, \sqrt{P}`, with the mean silhouette :math:`S` and the
+       log-likelihood :math:`P` of a Gaussian model of identities. The others
+       form a tree around it, from which clusters are taken at whichever level
+       suits them: a cluster stands unless its parts score more. The score of
+       a cluster is its share of :math:`S` plus half its share of :math:`P`;
+       what departs from the best single level must gain 20 %, and what splits
+       a cluster into parts wider than the table, 30 %.
 
     So small and large, compact and spread identities are cut each at their
     own level. What to know: an identity whose images fall into modes that
@@ -131,9 +139,17 @@ class TopKJaccardClustering(NeighborClustering):
         table = local_scaling(
             Neighbors(neighbors.index.cpu(), neighbors.similarity.cpu()))
         settings, partitions = self._partitions(table)
-        tree = nested(partitions)
-        scores = self._scores(x, table, tree, settings)
-        cluster, level = select(tree, scores, _MARGIN)
+        self.levels_ = [
+            Level(*setting, int(cluster.max()) + 1,
+                  *(float(score.sum()) / x.size(0)
+                    for score in self._judge(x, table, cluster)))
+            for setting, cluster in zip(settings, partitions)
+        ]
+        base = max(range(len(partitions)),
+                   key=lambda i: self.levels_[i].quality)
+        tree = nested(partitions, base)
+        scores = self._scores(x, table, tree, self.levels_[base])
+        cluster, level = select(tree, scores, base, table.k, _MARGIN)
 
         threshold = torch.tensor([setting[0] for setting in settings])[level]
         trusted = table.similarity >= threshold.view(-1, 1)
@@ -147,16 +163,15 @@ class TopKJaccardClustering(NeighborClustering):
         # fine.
         settings: List[Tuple[float, float]] = []
         partitions: List[Tensor] = []
-        location, scale = self.background_
-        with progress(len(_STEPS), 'levels', self.verbose, 'levels') as bar:
-            for step in _STEPS:
-                # Rounding must not part what is identical.
-                threshold = min(location + step * scale, 1.) - 1e-6
+        thresholds = self._thresholds()
+        with progress(_LEVELS, 'levels', self.verbose, 'levels') as bar:
+            for threshold in thresholds:
                 k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
                 jaccard = topk_jaccard(table, k)
                 edge_index, weight = table.to_edge_index(jaccard,
                                                          jaccard > 0)
-                times = _MARKOV_TIMES if step == _STEPS[0] else (1., )
+                first = threshold == thresholds[0]
+                times = _MARKOV_TIMES if first else (1., )
                 ladder = map_equation_ladder(edge_index, weight,
                                              table.num_nodes, times,
                                              self.seed)
@@ -167,26 +182,34 @@ class TopKJaccardClustering(NeighborClustering):
                     break
         return settings, partitions
 
+    def _thresholds(self) -> List[float]:
+        # Equal steps, but never more than half of the way to 1: in few
+        # dimensions the background itself reaches that far.
+        location, scale = self.background_
+        out = []
+        threshold, step = location, _FIRST * scale
+        for _ in range(_LEVELS):
+            threshold = min(threshold + step, (threshold + 1) / 2)
+            # Rounding must not part what is identical.
+            out.append(threshold - 1e-6)
+            step = _STEP * scale
+        return out
+
+    def _judge(self, x: Tensor, table: Neighbors, cluster: Tensor
+               ) -> Tuple[Tensor, Tensor]:
+        # Silhouettes summed and log-likelihood, of every cluster.
+        of_sample = silhouettes(x, table, cluster, self.background_)
+        likelihood = likelihoods(x, cluster, self.background_)
+        return torch.zeros_like(likelihood).index_add_(
+            0, cluster, of_sample.double()), likelihood
+
     def _scores(self, x: Tensor, table: Neighbors, tree: List[Tensor],
-                settings: List[Tuple[float, float]]) -> List[Tensor]:
-        n = x.size(0)
-        separation, likelihood = [], []
-        self.levels_ = []
-        for cluster, (threshold, time) in zip(tree, settings):
-            of_sample = silhouettes(x, table, cluster, self.background_)
-            likelihood.append(likelihoods(x, cluster, self.background_))
-            separation.append(torch.zeros_like(likelihood[-1]).index_add_(
-                0, cluster, of_sample.double()))
-            self.levels_.append(Level(
-                threshold, time, likelihood[-1].numel(),
-                float(separation[-1].sum()) / n,
-                float(likelihood[-1].sum()) / n))
-        # Both relative to the best single level, so that their units cancel.
-        best = max(self.levels_, key=lambda level: max(level.separation, 0) *
-                   max(level.likelihood, 0)**_LIKELIHOOD)
-        unit_separation = max(best.separation, 1e-6) * n
-        unit_likelihood = max(best.likelihood, 1e-6) * n
-        return [
-            s / unit_separation + _LIKELIHOOD * p / unit_likelihood
-            for s, p in zip(separation, likelihood)
-        ]
+                base: Level) -> List[Tensor]:
+        # Both relative to the best single level, so that units cancel.
+        scores = []
+        for cluster in tree:
+            separation, likelihood = self._judge(x, table, cluster)
+            scores.append(separation / max(base.separation, 1e-6) +
+                          _LIKELIHOOD * likelihood /
+                          max(base.likelihood, 1e-6))
+        return scores
