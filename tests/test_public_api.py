@@ -6,6 +6,11 @@ import pytest
 # The names that users build on: to take one away, or to add one, is a
 # decision, which is written down here.
 PUBLIC = {
+    'cluster': [
+        'CosineMapEquation',
+        'FCES',
+        'TopKJaccardClustering',
+    ],
     'ops': [
         'edge_probability',
         'knn',
@@ -16,6 +21,12 @@ PUBLIC = {
         'normalize_features',
         'topk_jaccard',
         'topk_jaccard_csr',
+    ],
+    'nn': [
+        'MapEquationPool',
+        'MergeEdges',
+        'PoolOutput',
+        'SelectMapEquation',
     ],
     'transforms': [
         'CosineKNNGraph',
@@ -83,3 +94,13 @@ def test_public_methods_are_documented(name, value):
             if inspect.isfunction(function) and method[0] != '_':
                 # A method of a base keeps the base's words.
                 assert inspect.getdoc(getattr(value, method)), method
+
+
+def test_headline_names():
+    import torch_sdt
+    assert sorted(torch_sdt.__all__) == [
+        'CosineKNNGraph', 'MapEquationPool', 'TopKJaccard',
+        'TopKJaccardClustering'
+    ]
+    for name in torch_sdt.__all__:
+        assert inspect.getdoc(getattr(torch_sdt, name))
