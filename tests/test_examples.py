@@ -1,0 +1,163 @@
+import argparse
+import csv
+import importlib.util
+import os
+import os.path as osp
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from torch_sdt.datasets import FeatureFiles, read_labels
+from torch_sdt.metrics import clustering_scores
+from torch_sdt.neighbors import Neighbors
+
+for name in ['faiss', 'matplotlib', 'networkit', 'numba']:
+    pytest.importorskip(name)
+
+ROOT = osp.dirname(osp.dirname(osp.realpath(__file__)))
+PLOTS = ['precision_recall.png', 'purity.png', 'sizes.png']
+
+
+def run(name, *args, code=0):
+    # One thread: data this small only loses time when threads meet.
+    env = {**os.environ, 'PYTHONPATH': ROOT, 'OMP_NUM_THREADS': '1',
+           'NUMBA_NUM_THREADS': '1'}
+    out = subprocess.run(
+        [sys.executable, osp.join(ROOT, 'examples', f'{name}.py'), *args],
+        capture_output=True, text=True, env=env)
+    assert out.returncode == code, out.stderr
+    return out.stdout
+
+
+def read_table(folder):
+    with open(folder / 'scores.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    return {row['stage']: row for row in rows}
+
+
+def plots(folder):
+    names = sorted(path.name for path in folder.glob('*.png'))
+    for name in names:
+        with open(folder / name, 'rb') as f:
+            assert f.read(8) == b'\x89PNG\r\n\x1a\n'
+    return names
+
+
+def load_report():
+    path = osp.join(ROOT, 'examples', '_report.py')
+    spec = importlib.util.spec_from_file_location('_report', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('name', ['ms1m', 'deepfashion', 'msmt17'])
+def test_example_on_the_twin(name, tmp_path):
+    text = run(name, '--num-images', '600', '--thresholds', '3', '--out',
+               str(tmp_path))
+    assert text.startswith('SYNTHETIC TWIN of ')
+    assert plots(tmp_path) == PLOTS
+    table = read_table(tmp_path)
+    found = {stage: row for stage, row in table.items() if row['clusters']}
+    assert list(found) == ['components', 'TopKJaccardClustering',
+                           'CosineMapEquation, tuned', 'FCES, published',
+                           'CosineMapEquation, published']
+    for stage, row in table.items():
+        # Every row is printed as well.
+        assert f'\n{stage} ' in text
+        assert float(row['seconds']) >= 0
+    for row in found.values():
+        labels = read_labels(tmp_path / (
+            row['stage'].replace(', ', '_') + '.meta'))
+        assert labels.size == 600
+        assert int(row['clusters']) == labels.max() + 1
+        assert int(row['largest']) == np.bincount(labels).max()
+        assert all(0 <= float(value) <= 1 for key, value in row.items()
+                   if key.startswith(('pairwise', 'bcubed', 'nmi')))
+    # Without knowing a label it is far from chance.
+    assert float(found['components']['bcubed_f']) > .4
+
+
+@pytest.fixture
+def grouped(tmp_path):
+    # Random features, and a table that knows 6 groups of 10 all the same.
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.repeat(np.arange(6), 10))
+    index = np.stack([np.r_[i, np.setdiff1d(np.flatnonzero(y == y[i]), i)]
+                      for i in range(60)])
+    similarity = torch.full((60, 10), .95)
+    similarity[:, 0] = 1
+    x = rng.normal(size=(60, 256)).astype(np.float32)
+    return x, y, Neighbors(torch.from_numpy(index), similarity)
+
+
+def test_example_on_files_takes_the_published_table(grouped, tmp_path):
+    x, y, neighbors = grouped
+    FeatureFiles.write(tmp_path, 'part1_test', x, y, neighbors)
+    text = run('ms1m', '--root', str(tmp_path), '--k', '10', '--thresholds',
+               '2', '--out', str(tmp_path / 'out'))
+    assert 'TWIN' not in text
+    assert plots(tmp_path / 'out') == PLOTS
+    table = read_table(tmp_path / 'out')
+    # No validation set, nothing tuned.
+    assert 'CosineMapEquation, tuned' not in table
+    for name in ['components', 'CosineMapEquation, published']:
+        assert float(table[name]['pairwise_f']) == 1.
+
+
+def test_example_on_files_without_labels(grouped, tmp_path):
+    x, y, neighbors = grouped
+    FeatureFiles.write(tmp_path, 'somewhere', x, None, neighbors)
+    out = tmp_path / 'out'
+    text = run('deepfashion', '--root', str(tmp_path), '--name', 'somewhere',
+               '--k', '10', '--out', str(out))
+    assert 'without labels' in text and 'F_P' not in text
+    assert plots(out) == ['sizes.png']
+    row = read_table(out)['components']
+    assert (row['clusters'], row['largest'], row['nmi']) == ('6', '10', '')
+    labels = read_labels(out / 'components.meta')
+    assert clustering_scores(y, labels).pairwise.fscore == 1.
+
+
+@pytest.mark.parametrize('options,message', [
+    (dict(num_images=600), '--num-images is for the twin'),
+    (dict(center=True), '--center moves all cosines'),
+    (dict(val_name='plain'), "'plain' has none"),
+    (dict(root=None, val_name='plain'), '--val-name is a file name'),
+])
+def test_contradicting_arguments(grouped, tmp_path, capsys, options, message):
+    FeatureFiles.write(tmp_path, 'plain', grouped[0])
+    given = dict(root=str(tmp_path), name='plain', val_name=None, dim=256,
+                 num_images=None, center=None, seed=0)
+    with pytest.raises(SystemExit) as info:
+        load_report().read(argparse.ArgumentParser(),
+                           argparse.Namespace(**{**given, **options}), 'ms1m',
+                           'MS1M')
+    assert info.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_best_threshold_scores_on_both_metrics():
+    y = np.repeat(np.arange(5), 4)
+    cluster = {.1: np.zeros(20, dtype=int), .2: y, .3: np.arange(20)}
+    best = load_report().best_threshold(y, np.array([.1, .2, .3]),
+                                        cluster.__getitem__)
+    assert best == .2
+
+
+def test_names_beside_a_plot_do_not_overlap():
+    report = load_report()
+    fig, ax = report.plt.subplots()
+    names = [f'name {i}' for i in range(8)]
+    # All at one height, up at the edge.
+    report.name_points(fig, ax, [(.5, 1.)] * 8, names, ['black'] * 8, 'right')
+    fig.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in ax.texts),
+                   key=lambda box: box.y0)
+    assert [text.get_text() for text in ax.texts] == names
+    assert all(low.y1 <= high.y0 for low, high in zip(boxes, boxes[1:]))
+    assert 0 <= boxes[0].y0 and boxes[-1].y1 <= fig.bbox.y1
+    report.plt.close(fig)
