@@ -46,6 +46,7 @@ parser.add_argument('--thresholds', type=int, default=10,
 parser.add_argument('--seed', type=int, default=0)
 parser.add_argument('--out', type=str, default=path)
 args = parser.parse_args()
+
 PUBLISHED = .58  # the cosine of face-cluster-by-infomap for MS1M
 
 

@@ -5,7 +5,7 @@
 #     python examples/msmt17.py                     the synthetic twin
 #     python examples/msmt17.py --root data         the published files
 #
-# What differs from ms1m.py: nobody has published a threshold for this set, so
+# What differs from ms1m.py: we know of no published threshold for this set, so
 # MS1M's stands in; and the features, released as `.npy` by Ada-NETS, belong at
 # `<root>/features/msmt17_test.npy`, `<root>/labels/msmt17_test.npy`.
 import argparse
@@ -46,7 +46,8 @@ parser.add_argument('--thresholds', type=int, default=10,
 parser.add_argument('--seed', type=int, default=0)
 parser.add_argument('--out', type=str, default=path)
 args = parser.parse_args()
-PUBLISHED = .58  # for MS1M: there is none for MSMT17
+
+PUBLISHED = .58  # for MS1M
 
 
 def knn_graph(images, center):
