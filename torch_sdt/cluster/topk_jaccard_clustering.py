@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 import torch
@@ -162,9 +163,13 @@ class TopKJaccardClustering(NeighborClustering):
         # Settings (threshold, Markov time) and their partitions, coarse to
         # fine.
         settings: List[Tuple[float, float]] = []
-        partitions: List[Tensor] = []
+        ladders: List[Future[List[Tensor]]] = []
         thresholds = self._thresholds()
-        with progress(_LEVELS, 'levels', self.verbose, 'levels') as bar:
+        # The map equation runs on one core: as many levels at once as there
+        # are cores, and no more, since each holds its graph in memory.
+        workers = torch.get_num_threads()
+        with progress(_LEVELS, 'levels', self.verbose, 'levels') as bar, \
+                ThreadPoolExecutor(workers) as pool:
             for threshold in thresholds:
                 k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
                 jaccard = topk_jaccard(table, k)
@@ -172,15 +177,17 @@ class TopKJaccardClustering(NeighborClustering):
                                                          jaccard > 0)
                 first = threshold == thresholds[0]
                 times = _MARKOV_TIMES if first else (1., )
-                ladder = map_equation_ladder(edge_index, weight,
-                                             table.num_nodes, times,
-                                             self.seed)
                 settings += [(threshold, time) for time in reversed(times)]
-                partitions += reversed(ladder)
+                if len(ladders) >= workers:
+                    ladders[-workers].result()
+                ladders.append(pool.submit(
+                    map_equation_ladder, edge_index, weight, table.num_nodes,
+                    times, self.seed))
                 bar.update()
                 if edge_index.numel() == 0:
                     break
-        return settings, partitions
+        return settings, [partition for ladder in ladders
+                          for partition in reversed(ladder.result())]
 
     def _thresholds(self) -> List[float]:
         # Equal steps, but never more than half of the way to 1: in few

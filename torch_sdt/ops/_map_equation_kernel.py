@@ -166,7 +166,7 @@ def _aggregate(indptr, indices, flow, cluster, num_clusters):
     return new_indptr, new_indices[:count].copy(), new_flow[:count].copy()
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def communities_kernel(indptr, indices, flow, node_flow, cluster,
                        markov_time, seed):
     r"""Clusters a graph of flows that sum to one; :obj:`cluster` is the
