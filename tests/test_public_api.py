@@ -12,6 +12,7 @@ PUBLIC = {
         'TopKJaccardClustering',
     ],
     'ops': [
+        'diff_attention',
         'edge_probability',
         'knn',
         'local_scaling',
@@ -19,14 +20,17 @@ PUBLIC = {
         'map_equation_communities',
         'map_equation_ladder',
         'normalize_features',
+        'topk_edge_mask',
         'topk_jaccard',
         'topk_jaccard_csr',
     ],
     'nn': [
+        'DenseDiffAttentionConv',
         'MapEquationPool',
         'MergeEdges',
         'PoolOutput',
         'SelectMapEquation',
+        'SparseDiffAttentionConv',
     ],
     'transforms': [
         'CosineKNNGraph',
@@ -99,8 +103,8 @@ def test_public_methods_are_documented(name, value):
 def test_headline_names():
     import torch_sdt
     assert sorted(torch_sdt.__all__) == [
-        'CosineKNNGraph', 'MapEquationPool', 'TopKJaccard',
-        'TopKJaccardClustering'
+        'CosineKNNGraph', 'MapEquationPool', 'SparseDiffAttentionConv',
+        'TopKJaccard', 'TopKJaccardClustering'
     ]
     for name in torch_sdt.__all__:
         assert inspect.getdoc(getattr(torch_sdt, name))

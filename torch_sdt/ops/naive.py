@@ -3,8 +3,8 @@ r"""The readable definition of every operation in :mod:`torch_sdt.ops`.
 Plain loops over plain numbers: what the tests compare the fast versions with,
 and what a newcomer reads first. Nothing here is meant to be fast.
 """
-from math import exp, log2
-from typing import Dict, List, Optional, Sequence, Tuple
+from math import exp, log2, sqrt
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -89,6 +89,55 @@ def topk_jaccard(neighbors: Sequence[Sequence[int]],
             values.append(both / over if over > 0 else 0.)
         out.append(values)
     return out
+
+
+def diff_attention(query: Tensor, key: Tensor, value: Tensor,
+                   edges: Sequence[Tuple[int, int]],
+                   lam: Union[float, Tensor],
+                   k: Optional[Sequence[int]] = None,
+                   score: Optional[Sequence[float]] = None,
+                   edge: Optional[Tensor] = None) -> Tuple[Tensor, Tensor]:
+    r"""Differential attention of each target to the sources of its edges,
+    which are pairs (source, target).
+
+    Queries ``[N, 2, H, C]`` and keys ``[M, 2, H, C]`` of both maps, values
+    ``[M, H, C]``, and edge features ``[E, H, C]``, which add to keys and
+    values. A target keeps the :obj:`k` edges of the highest score or, without
+    one, of the highest logits of the first map, ties by source.
+
+    Returns the output ``[N, H, C]`` and the weights ``[E, H]``.
+    """
+    num_targets, _, heads, channels = query.shape
+    out = [[value.new_zeros(channels) for _ in range(heads)]
+           for _ in range(num_targets)]
+    weight = [[value.new_zeros(()) for _ in range(heads)] for _ in edges]
+    for i in range(num_targets):
+        incoming = [e for e, (_, target) in enumerate(edges) if target == i]
+        for h in range(heads):
+            logits: List[Dict[int, Tensor]] = [{}, {}]
+            message: Dict[int, Tensor] = {}
+            for e in incoming:
+                source = edges[e][0]
+                extra = 0. if edge is None else edge[e, h]
+                message[e] = value[source, h] + extra
+                for m in range(2):
+                    row = key[source, m, h] + extra
+                    logits[m][e] = query[i, m, h] @ row / sqrt(channels)
+            rank = {e: logits[0][e].item() if score is None else score[e]
+                    for e in incoming}
+            kept = sorted(incoming, key=lambda e: (-rank[e], edges[e][0]))
+            if k is not None:
+                kept = kept[:k[i]]
+            if len(kept) == 0:
+                continue
+            first, second = [torch.stack([logits[m][e] for e in kept])
+                             .softmax(dim=0) for m in range(2)]
+            for e, alpha in zip(kept, first - lam * second):
+                weight[e][h] = alpha
+                out[i][h] = out[i][h] + alpha * message[e]
+    return (torch.stack([torch.stack(row) for row in out]),
+            torch.stack([torch.stack(row) for row in weight])
+            if len(weight) > 0 else value.new_zeros(0, heads))
 
 
 def map_equation(cluster: Sequence[int], edges: Dict[Tuple[int, int], float],
