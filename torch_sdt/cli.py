@@ -1,4 +1,4 @@
-r"""The command line: ``torch-sdt cluster | knn | evaluate | info``."""
+r"""The command line: ``torch-sdt cluster | train | knn | evaluate | info``."""
 from __future__ import annotations
 
 import argparse
@@ -43,7 +43,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         args.run(args)
     except KeyboardInterrupt:
         return _fail('interrupted', 130)
-    except (ValueError, OSError, ImportError) as e:
+    except (ValueError, OSError, ImportError, FloatingPointError) as e:
         return _fail(f'error: {e}', 1)
     except RuntimeError as e:
         if 'SIGINT' not in str(e):  # networkit's word for Ctrl-C
@@ -70,19 +70,57 @@ def _cluster(args: argparse.Namespace) -> None:
     stages = Stages()
     x, truth, neighbors = _read_and_search(args, stages)
     with stages('cluster') as stage:
-        estimator.fit(x, neighbors=neighbors)
-        stage.size = f'{estimator.n_clusters_:,} clusters'
+        if args.model is not None:
+            labels = estimator.predict(x, neighbors=neighbors)
+        else:
+            labels = estimator.fit(x, neighbors=neighbors).labels_
+        num_clusters = int(labels.max()) + 1
+        stage.size = f'{num_clusters:,} clusters'
     with stages('write') as stage:
-        write_labels(args.out, estimator.labels_)
+        write_labels(args.out, labels)
         stage.size = f'{os.path.getsize(args.out):,} bytes'
-    result = {'method': args.method, **_settings(args, neighbors),
-              'num_clusters': estimator.n_clusters_}
-    lines = [f"{neighbors.num_nodes:,} samples in {estimator.n_clusters_:,} "
+    result = {'method': args.method, 'model': args.model,
+              **_settings(args, neighbors), 'num_clusters': num_clusters}
+    lines = [f"{neighbors.num_nodes:,} samples in {num_clusters:,} "
              f"clusters: '{args.out}'"]
     if truth is not None:
-        result['scores'], table = _scores(truth, estimator.labels_)
+        result['scores'], table = _scores(truth, labels)
         lines.append(table)
     _report(args, result, lines, stages)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from torch_sdt.cluster import SDTClustering
+    from torch_sdt.progress import Stages
+
+    _check_files(args, ('.safetensors', ))
+    estimator = SDTClustering(
+        k=args.k, center=args.center, tokens=args.tokens, size=args.size,
+        epochs=args.epochs, index=args.index or 'auto', seed=args.seed,
+        workdir=args.workdir, verbose=not args.quiet)
+    stages = Stages()
+    with stages('read') as stage:
+        features = _read_features(args)
+        y = _read_truth(args.labels, features.shape[0], args.features)
+        groups = None
+        if args.groups is not None:
+            groups = _read_truth(args.groups, y.size, args.features)
+        stage.size = f'{features.shape[0]:,} x {features.shape[1]:,}'
+    with stages('train') as stage:
+        estimator.fit(features, y, groups)
+        stage.size = f'{len(set(y.tolist())):,} identities'
+    with stages('write') as stage:
+        estimator.save(args.out)
+        stage.size = f'{os.path.getsize(args.out):,} bytes'
+    score = estimator.validation_score_
+    result = {'features': args.features, 'labels': args.labels,
+              'out': args.out, 'num_samples': int(y.size),
+              'k': estimator.k_, 'center': args.center, 'seed': args.seed,
+              'rule': estimator.rule_._asdict(), 'validation_score': score}
+    _report(args, result, [
+        f"Mean of pairwise and BCubed F on held-out identities: {score:.4f}",
+        f"Edges: {estimator.rule_}",
+        f"Model: '{args.out}'"], stages)
 
 
 def _knn(args: argparse.Namespace) -> None:
@@ -136,18 +174,27 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _check_options(args: argparse.Namespace) -> None:
+    if args.method is None and args.model is None:
+        args.method = 'topk-jaccard'
     for method, (_, options) in _METHODS.items():
         for option in options:
             if getattr(args, option) is not None and args.method != method:
+                got = 'a --model' if args.model else f'--method {args.method}'
                 args.usage_error(f'--{option} is an option of --method '
-                                 f'{method} (got --method {args.method})')
+                                 f'{method} (got {got})')
+    if args.model is not None:
+        if args.method is not None:
+            args.usage_error('--model is a method: leave --method out')
+        if args.center or args.k is not None:
+            args.usage_error('--center and --k are those of the --model')
     if args.neighbors is not None and args.index is not None:
         args.usage_error('--neighbors leaves nothing to search with --index')
 
 
 def _check_files(args: argparse.Namespace, suffixes: Tuple[str, ...]) -> None:
     # Hours of work must not end at a name that is wrong.
-    inputs = [path for path in (args.features, args.neighbors, args.truth)
+    names = ('features', 'neighbors', 'truth', 'labels', 'groups', 'model')
+    inputs = [path for path in (getattr(args, name, None) for name in names)
               if path is not None]
     for path in inputs:
         if not os.path.isfile(path):
@@ -170,6 +217,13 @@ def _check_files(args: argparse.Namespace, suffixes: Tuple[str, ...]) -> None:
 def _estimator(args: argparse.Namespace) -> Any:
     import torch_sdt.cluster
 
+    if args.model is not None:
+        trained = torch_sdt.cluster.SDTClustering.load(args.model)
+        trained.verbose = not args.quiet
+        # The features are centred once, before the search.
+        args.center, trained.center = trained.center, False
+        args.k = trained.k_
+        return trained
     name, options = _METHODS[args.method]
     given = {option: getattr(args, option) for option in options
              if getattr(args, option) is not None}
@@ -183,15 +237,11 @@ def _estimator(args: argparse.Namespace) -> Any:
 
 def _read_and_search(args: argparse.Namespace, stages: Stages
                      ) -> Tuple[Tensor, Optional[np.ndarray], Neighbors]:
-    from torch_sdt.datasets import read_features
     from torch_sdt.ops import normalize_features
 
     with stages('read') as stage:
-        features = read_features(args.features, args.dim)
+        features = _read_features(args)
         num_samples, dim = features.shape
-        if args.dim not in {None, dim}:
-            raise ValueError(f"'{args.features}' has features of width "
-                             f"{dim}, not {args.dim} as --dim says")
         truth = None
         if args.truth is not None:
             truth = _read_truth(args.truth, num_samples, args.features)
@@ -201,6 +251,17 @@ def _read_and_search(args: argparse.Namespace, stages: Stages
         neighbors = _neighbors(args, x)
         stage.size = f'{num_samples:,} x {neighbors.k:,}'
     return x, truth, neighbors
+
+
+def _read_features(args: argparse.Namespace) -> np.ndarray:
+    from torch_sdt.datasets import read_features
+
+    features = read_features(args.features, args.dim)
+    dim = features.shape[1]
+    if args.dim not in {None, dim}:
+        raise ValueError(f"'{args.features}' has features of width {dim}, not "
+                         f"{args.dim} as --dim says")
+    return features
 
 
 def _read_truth(path: str, num_samples: int, other: str) -> np.ndarray:
@@ -219,8 +280,12 @@ def _neighbors(args: argparse.Namespace, x: Tensor) -> Neighbors:
 
     if args.neighbors is not None:
         neighbors = Neighbors.load(args.neighbors, x.size(0))
-        return neighbors if args.k is None else neighbors.truncate(args.k)
+        if args.k is None or args.model is not None:
+            return neighbors
+        return neighbors.truncate(args.k)
     k = default_k(x.size(0)) if args.k is None else args.k
+    if args.model is not None:
+        k = min(k, x.size(0))  # The model takes narrower tables as well.
     return Neighbors.search(x, k, args.index or 'auto', seed=args.seed,
                             verbose=not args.quiet)
 
@@ -285,8 +350,10 @@ def _parser() -> argparse.ArgumentParser:
                        'cluster features into identities')
     add = cluster.add_argument
     _add_search(cluster, 'LABELS', 'one label a line (.txt, .meta)')
-    add('--method', choices=list(_METHODS), default='topk-jaccard',
-        help='default: %(default)s')
+    add('--method', choices=list(_METHODS), help='without training '
+        '(default: topk-jaccard)')
+    add('--model', metavar='MODEL', help='a trained model instead '
+        '(.safetensors), as from torch-sdt train')
     add('--neighbors', metavar='TABLE',
         help='the kNN table of these features (.npz), as from torch-sdt knn')
     add('--threshold', type=float, metavar='COSINE',
@@ -295,9 +362,27 @@ def _parser() -> argparse.ArgumentParser:
         help='edge probability at which links stop (method fces)')
     add('--truth', metavar='LABELS', help='true labels, to score the result')
 
+    train = _command(commands, 'train', _train,
+                     'learn from labelled identities to cluster others')
+    add = train.add_argument
+    _add_search(train, 'MODEL', 'the trained model (.safetensors)')
+    add('--labels', metavar='LABELS', required=True,
+        help='the identity of each sample, one a line')
+    add('--groups', metavar='GROUPS', help='what keeps related identities on '
+        'one side of the validation split, one number a line')
+    add('--tokens', choices=('relation', 'feature'), default='relation',
+        help='what the networks see; models of relations serve features of '
+        'any kind (default: %(default)s)')
+    add('--size', choices=('small', 'base'), default='small',
+        help='default: %(default)s')
+    add('--epochs', type=_at_least(1), help='passes over the samples '
+        '(default: as many as show 80,000)')
+    add('--workdir', metavar='FOLDER', help='where to keep checkpoints, from '
+        'which a killed training goes on, and curves')
+
     knn = _command(commands, 'knn', _knn, 'write the table of neighbours')
     _add_search(knn, 'TABLE', 'the table of neighbours (.npz)')
-    knn.set_defaults(neighbors=None, truth=None)
+    knn.set_defaults(neighbors=None, truth=None, model=None)
 
     evaluate = _command(commands, 'evaluate', _evaluate,
                         'score predicted labels against true ones')

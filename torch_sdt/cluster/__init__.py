@@ -1,10 +1,16 @@
 r"""Estimators with the contract of scikit-learn: features in, labels out."""
 from .cosine_map_equation import CosineMapEquation
+from .edges import EdgeRule, Edges, choose_rule
 from .fces import FCES
+from .sdt_clustering import SDTClustering
 from .topk_jaccard_clustering import TopKJaccardClustering
 
 __all__ = [
     'CosineMapEquation',
     'FCES',
     'TopKJaccardClustering',
+    'SDTClustering',
+    'EdgeRule',
+    'Edges',
+    'choose_rule',
 ]

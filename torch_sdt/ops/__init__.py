@@ -1,4 +1,5 @@
 r"""Pure functions on tensors: the mathematics of the library."""
+from .diff_attention import diff_attention, topk_edge_mask
 from .edge_probability import edge_probability
 from .jaccard import topk_jaccard, topk_jaccard_csr
 from .knn import knn
@@ -17,6 +18,8 @@ __all__ = [
     'local_scaling',
     'topk_jaccard',
     'topk_jaccard_csr',
+    'diff_attention',
+    'topk_edge_mask',
     'map_equation',
     'map_equation_communities',
     'map_equation_ladder',

@@ -1,0 +1,14 @@
+r"""Models that read the neighbours of a node."""
+from .adaptive_filter import AdaptiveFilter
+from .mixture_of_experts import MixtureOfExperts
+from .neighbor_encoder import NeighborEncoder
+from .sparse_diff_transformer import SparseDiffTransformer
+from .topk_predictor import TopKPredictor
+
+__all__ = [
+    'TopKPredictor',
+    'SparseDiffTransformer',
+    'NeighborEncoder',
+    'MixtureOfExperts',
+    'AdaptiveFilter',
+]

@@ -1,0 +1,71 @@
+r"""Which labelled identities train, and which are held out."""
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple
+
+import numpy as np
+
+from torch_sdt.typing import ArrayLike
+
+MIN_IDENTITIES = 8
+
+
+def check_labels(y: Any, num_samples: int) -> np.ndarray:
+    r"""The labels as int64 numpy, numbered from 0.
+
+    Raises:
+        ValueError: If there are none, or not one a sample.
+    """
+    if y is None:
+        raise ValueError("Training needs the labels of the samples: call "
+                         "fit(X, y) (y is missing)")
+    y = np.asarray(y.cpu() if hasattr(y, 'cpu') else y)
+    if y.shape != (num_samples, ):
+        raise ValueError(f"'y' must have shape [{num_samples}], one label a "
+                         f"sample (got {list(y.shape)})")
+    if y.dtype.kind == 'f' and not np.isfinite(y).all():
+        row = int(np.flatnonzero(~np.isfinite(y))[0])
+        raise ValueError(f"Row {row} has no label (got {y[row]})")
+    return np.unique(y, return_inverse=True)[1].astype(np.int64)
+
+
+def split_identities(
+    y: np.ndarray,
+    groups: Optional[ArrayLike],
+    share: float,
+    seed: int,
+) -> Tuple[np.ndarray, np.ndarray]:
+    r"""Rows of training identities and of held-out ones.
+
+    Args:
+        y (numpy.ndarray): Identities, int64, shape ``[N]``.
+        groups (optional): Identities of one group stay together, shape
+            ``[N]``. (default: each identity is a group)
+        share (float): Share of the groups that is held out.
+        seed (int): Seed of the choice.
+
+    Raises:
+        ValueError: If there are too few identities or groups, or an identity
+            is in two groups.
+    """
+    num = int(y.max()) + 1
+    if num < MIN_IDENTITIES:
+        raise ValueError(f"Training needs at least {MIN_IDENTITIES} "
+                         f"identities, some of which are held out (got "
+                         f"{num})")
+    group = y
+    if groups is not None:
+        group = check_labels(groups, y.size)
+        pairs = np.unique(np.stack([y, group]), axis=1)
+        if pairs.shape[1] > num:
+            twice = int(pairs[0, 1:][pairs[0, 1:] == pairs[0, :-1]][0])
+            raise ValueError(f"Identity {twice} (in sorted order) is in two "
+                             f"groups of 'groups'")
+        if group.max() < 1:
+            raise ValueError("'groups' puts all identities into one group, "
+                             "so that none can be held out")
+    count = int(group.max()) + 1
+    held = np.random.default_rng(seed).permutation(count)
+    held = held[:min(max(round(share * count), 1), count - 1)]
+    val = np.isin(group, held)
+    return np.flatnonzero(~val), np.flatnonzero(val)

@@ -1,0 +1,225 @@
+r"""How verdicts on pairs become the edges that are clustered."""
+from __future__ import annotations
+
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.jaccard import topk_jaccard
+from torch_sdt.ops.map_equation import map_equation_communities
+from torch_sdt.ops.reverse import reverse_values
+from torch_sdt.ops.topk import expected_topk
+from torch_sdt.progress import progress
+
+MERGES = ('jaccard', 'verdict', 'mean', 'boundary')
+
+
+class EdgeRule(NamedTuple):
+    r"""How edges are weighed and cut.
+
+    Args:
+        merge (str): With the Top-K Jaccard :math:`\tilde p_{ij}` and the
+            verdict :math:`v_{ij}`, averaged over both directions (a missing
+            one counts 0): :obj:`"jaccard"`, :math:`\tilde p`;
+            :obj:`"verdict"`, :math:`v`; :obj:`"mean"`,
+            :math:`(\tilde p + v) / 2`; or :obj:`"boundary"`, the paper's:
+            :math:`\tilde p`, but of ranks within :obj:`margin` of
+            :math:`k_i` those with :math:`v \geq \eta` get
+            :math:`\max(\tilde p, v)` and those with :math:`v < 1 - \eta` are
+            dropped.
+        beta (float): The :math:`\beta` of the :math:`F_\beta` whose expected
+            maximum is :math:`k_i`.
+        threshold (float): Smaller weights are cut.
+        markov_time (float): The resolution of the map equation.
+        eta (float): The :math:`\eta` of :obj:`"boundary"`.
+        margin (int): Its margin.
+    """
+    merge: str = 'mean'
+    beta: float = .7
+    threshold: float = .5
+    markov_time: float = 1.
+    eta: float = .6
+    margin: int = 10
+
+
+class Edges:
+    r"""The edge weights of one neighbour table, by rule; what several rules
+    share is computed once.
+
+    Args:
+        neighbors (Neighbors): The table.
+        trust (torch.Tensor): What :math:`k_i` is derived from: the first
+            model's probabilities, float32, shape ``[N, K]``, or :math:`k_i`
+            themselves, int64, shape ``[N]``.
+        verdict (torch.Tensor, optional): The verdict on each entry, float32,
+            shape ``[N, K]``.
+    """
+
+    def __init__(self, neighbors: Neighbors, trust: Tensor,
+                 verdict: Optional[Tensor] = None) -> None:
+        self.neighbors = neighbors
+        self.trust = trust
+        self.verdict: Optional[Tensor] = None
+        if verdict is not None:
+            self.verdict = (verdict +
+                            reverse_values(neighbors.index, verdict)) / 2
+            self.verdict[:, 0] = 1.
+        self._jaccard: Dict[float, Tensor] = {}
+
+    def k(self, beta: float) -> Tensor:
+        r"""Trusted neighbours of each sample, int64, shape ``[N]``."""
+        if self.trust.dim() == 1:
+            return self.trust
+        return expected_topk(self.trust, beta)
+
+    def jaccard(self, beta: float) -> Tensor:
+        r"""Their Top-K Jaccard, shape ``[N, K]``."""
+        if beta not in self._jaccard:
+            self._jaccard[beta] = topk_jaccard(self.neighbors, self.k(beta))
+        return self._jaccard[beta]
+
+    def weight(self, rule: EdgeRule) -> Tensor:
+        r"""The weights of a rule, 0 where there is no edge, shape
+        ``[N, K]``.
+        """
+        if rule.merge == 'verdict':
+            weight = self._verdict()
+        elif rule.merge == 'jaccard':
+            weight = self.jaccard(rule.beta)
+        elif rule.merge == 'mean':
+            weight = (self.jaccard(rule.beta) + self._verdict()) / 2
+        elif rule.merge == 'boundary':
+            weight = self._boundary(rule)
+        else:
+            raise ValueError(f"'merge' must be one of {list(MERGES)} (got "
+                             f"'{rule.merge}')")
+        return weight.masked_fill(weight < rule.threshold, 0.)
+
+    def cluster(self, rule: EdgeRule, backend: str = 'numba', seed: int = 0
+                ) -> Tensor:
+        r"""The clusters of the map equation on the edges of a rule, int64,
+        shape ``[N]``.
+        """
+        weight = self.weight(rule)
+        edge_index, edge_weight = self.neighbors.to_edge_index(weight,
+                                                               weight > 0)
+        return map_equation_communities(
+            edge_index, edge_weight, self.neighbors.num_nodes, backend,
+            rule.markov_time, seed)
+
+    def _verdict(self) -> Tensor:
+        assert self.verdict is not None
+        return self.verdict
+
+    def _boundary(self, rule: EdgeRule) -> Tensor:
+        jaccard, verdict = self.jaccard(rule.beta), self._verdict()
+        rank = torch.arange(verdict.size(1), device=verdict.device)
+        k = self.k(rule.beta).view(-1, 1)
+        near = (rank - k).abs() <= rule.margin
+        weight = torch.where(near & (verdict >= rule.eta),
+                             torch.maximum(jaccard, verdict), jaccard)
+        return weight.masked_fill(near & (verdict < 1 - rule.eta), 0.)
+
+
+# What choose_rule tries: every threshold of every merge and beta first, then
+# other Markov times of the best.
+_BETAS = (.5, .7, 1.)
+_THRESHOLDS = {
+    'jaccard': (0., .1, .2, .3, .4, .5),
+    'verdict': (.2, .3, .4, .5, .6, .7, .8),
+    'mean': (.1, .2, .3, .4, .5, .6, .7),
+    'boundary': (0., .2, .4),
+}
+_ETAS = (.6, .8)
+_MARKOV_TIMES = (.7, 1.5, 2.)
+
+
+def rules(merges: Sequence[str] = MERGES) -> List[EdgeRule]:
+    r"""The rules that :meth:`choose_rule` compares at Markov time 1."""
+    out = []
+    for merge in merges:
+        betas = _BETAS if merge != 'verdict' else (EdgeRule().beta, )
+        etas = _ETAS if merge == 'boundary' else (EdgeRule().eta, )
+        out += [EdgeRule(merge, beta, threshold, eta=eta) for beta in betas
+                for eta in etas for threshold in _THRESHOLDS[merge]]
+    return out
+
+
+def choose_rule(
+    edges: Edges,
+    y: np.ndarray,
+    scored: Optional[np.ndarray] = None,
+    merges: Sequence[str] = MERGES,
+    seed: int = 0,
+    verbose: bool = False,
+) -> Tuple[EdgeRule, float]:
+    r"""The rule whose clusters score best on labelled samples.
+
+    Args:
+        edges (Edges): The edges to merge and cut.
+        y (numpy.ndarray): Identities, shape ``[N]``.
+        scored (numpy.ndarray, optional): Rows that the score counts, such as
+            those of held-out identities among others. (default: all)
+        merges (sequence of str, optional): Which merges to try.
+            (default: all)
+        seed (int, optional): Seed of the map equation. (default: :obj:`0`)
+        verbose (bool, optional): If :obj:`True`, shows a progress bar.
+            (default: :obj:`False`)
+
+    Returns:
+        (EdgeRule, float): The best rule, the first of equals, and its score,
+        the mean of pairwise F and BCubed F.
+    """
+    if edges.verdict is None:
+        merges = [merge for merge in merges if merge == 'jaccard']
+    best, best_score = EdgeRule(), -1.
+    first = rules(merges)
+    with progress(len(first) + len(_MARKOV_TIMES), 'edge rule', verbose,
+                  'rules') as bar:
+        for stage in range(2):
+            tried = first if stage == 0 else [
+                best._replace(markov_time=time) for time in _MARKOV_TIMES]
+            for rule in tried:
+                cluster = edges.cluster(rule, seed=seed).cpu().numpy()
+                score = mean_fscore(y, cluster, scored)
+                if score > best_score:
+                    best, best_score = rule, score
+                bar.update()
+    return best, best_score
+
+
+def mean_fscore(y: np.ndarray, cluster: np.ndarray,
+                scored: Optional[np.ndarray] = None) -> float:
+    r"""The mean of pairwise F and BCubed F.
+
+    With :obj:`scored`, over those rows, but each with all that it shares an
+    identity or a cluster with: joined to strangers that are not scored
+    themselves, a row still loses precision.
+    """
+    both, identity, size = _sizes(y, cluster)
+    if scored is not None:
+        both, identity, size = both[scored], identity[scored], size[scored]
+    bcubed = _harmonic((both / size).mean(), (both / identity).mean())
+    pairwise = _harmonic((both - 1).sum() / max((size - 1).sum(), 1),
+                         (both - 1).sum() / max((identity - 1).sum(), 1))
+    return (pairwise + bcubed) / 2
+
+
+def _sizes(y: np.ndarray, cluster: np.ndarray
+           ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    # Of each row: how many share both, the identity, and the cluster.
+    out = []
+    for key in (y * (int(cluster.max()) + 1) + cluster, y, cluster):
+        _, inverse, count = np.unique(key, return_inverse=True,
+                                      return_counts=True)
+        out.append(count[inverse])
+    return out[0], out[1], out[2]
+
+
+def _harmonic(precision: float, recall: float) -> float:
+    if precision + recall == 0:
+        return 0.
+    return float(2 * precision * recall / (precision + recall))

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import math
+import os
+import time
+from typing import Any, Callable, Dict, Optional
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.loader import NeighborSubgraphs
+from torch_sdt.progress import progress
+from torch_sdt.training.history import History
+
+Validate = Callable[[Module], Dict[str, float]]
+
+_FORMAT = 1
+
+
+class Trainer:
+    r"""The training loop of all per-node models, on Lightning Fabric.
+
+    AdamW with a linear warm-up and a cosine decay to zero, clipped gradients,
+    the same weights for the same seed on the same machine. After each epoch
+    the model is validated; at the end it has the weights of the epoch with
+    the best score. With a :obj:`workdir` the whole state is written there
+    after each epoch, atomically and without pickle
+    (``<name>.safetensors``), beside the curves (``<name>.csv`` and
+    ``<name>.png``); the same call goes on where a killed one stopped.
+
+    Args:
+        epochs (int): Passes over the data.
+        lr (float, optional): Highest learning rate. (default: :obj:`1e-3`)
+        weight_decay (float, optional): See :class:`torch.optim.AdamW`.
+            (default: :obj:`.01`)
+        warmup (int, optional): Steps of the warm-up. (default: :obj:`50`)
+        clip (float, optional): Largest norm of the gradient.
+            (default: :obj:`1.`)
+        patience (int, optional): Stops after so many epochs without a better
+            score. (default: never)
+        seed (int, optional): Seed of order and dropout. (default: :obj:`0`)
+        device (str or torch.device, optional): Where to train.
+            (default: that of the data)
+        precision (str, optional): Fabric's precision, for example
+            :obj:`"bf16-mixed"`. (default: :obj:`"32-true"`)
+        devices (int, optional): How many devices; more than one needs a
+            script launched for them, as ``fabric run`` does.
+            (default: :obj:`1`)
+        workdir (str, optional): The folder of checkpoints and curves.
+            (default: nothing is written)
+        name (str, optional): What is trained. (default: :obj:`"model"`)
+        verbose (bool, optional): If :obj:`True`, shows a progress bar.
+            (default: :obj:`False`)
+    """
+
+    def __init__(
+        self,
+        epochs: int,
+        lr: float = 1e-3,
+        weight_decay: float = .01,
+        warmup: int = 50,
+        clip: float = 1.,
+        patience: Optional[int] = None,
+        seed: int = 0,
+        device: Any = None,
+        precision: str = '32-true',
+        devices: int = 1,
+        workdir: Optional[str] = None,
+        name: str = 'model',
+        verbose: bool = False,
+    ) -> None:
+        if epochs < 1:
+            raise ValueError(f"'epochs' must be at least 1 (got {epochs})")
+        if not lr > 0:
+            raise ValueError(f"'lr' must be positive (got {lr})")
+        self.epochs = epochs
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.warmup = warmup
+        self.clip = clip
+        self.patience = patience
+        self.seed = seed
+        self.device = device
+        self.precision = precision
+        self.devices = devices
+        self.workdir = workdir
+        self.name = name
+        self.verbose = verbose
+
+    def fit(
+        self,
+        model: Module,
+        loader: NeighborSubgraphs,
+        validate: Optional[Validate] = None,
+        fingerprint: str = '',
+    ) -> History:
+        r"""Trains a model in place.
+
+        Args:
+            model (torch.nn.Module): The model; ``model.loss(batch)`` is what
+                is minimised.
+            loader (NeighborSubgraphs): The training subgraphs, shuffled.
+            validate (callable, optional): ``validate(model)``, scores of
+                which the first decides which epoch is best.
+                (default: the last epoch is)
+            fingerprint (str, optional): What the data are: a checkpoint of
+                others is not continued. (default: :obj:`""`)
+
+        Returns:
+            History: One row an epoch.
+
+        Raises:
+            ValueError: If the folder holds the checkpoint of another run, or
+                a damaged one.
+            FloatingPointError: If the loss is not finite; what is on disk is
+                the last epoch before.
+        """
+        fabric = self._fabric(loader)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr,
+                                      weight_decay=self.weight_decay)
+        state = _State(model, optimizer, self._settings(model, fingerprint))
+        if self.workdir is not None:
+            os.makedirs(self.workdir, exist_ok=True)
+            state.load(self._path())
+        wrapped, optimizer = fabric.setup(model, optimizer)
+        wrapped.mark_forward_method('loss')
+        loader.rank, loader.world_size = fabric.global_rank, fabric.world_size
+        device_ids = [fabric.device] if fabric.device.type == 'cuda' else []
+        for epoch in range(len(state.history) + 1, self.epochs + 1):
+            if state.stale(self.patience):
+                break
+            start = time.perf_counter()
+            with torch.random.fork_rng(device_ids):
+                torch.manual_seed(self.seed * 1_000_003 + epoch)
+                mean = self._epoch(fabric, wrapped, optimizer, loader, epoch)
+            row: Dict[str, Any] = {'epoch': epoch, 'loss': mean}
+            if validate is not None:
+                model.eval()
+                with torch.no_grad():
+                    row.update(validate(model))
+            row['seconds'] = time.perf_counter() - start
+            state.update(row, validate is not None)
+            if self.workdir is not None and fabric.is_global_zero:
+                state.save(self._path())
+                state.history.write(self.workdir, self.name)
+        model.load_state_dict(state.best)
+        model.eval()
+        return state.history
+
+    def _epoch(self, fabric: Any, model: Any, optimizer: Any,
+               loader: NeighborSubgraphs, epoch: int) -> float:
+        model.train()
+        loader.set_epoch(epoch)
+        total, count = 0., 0
+        step = (epoch - 1) * len(loader)
+        text = f'{self.name} {epoch}/{self.epochs}'
+        with progress(len(loader.nodes), text, self.verbose, 'nodes') as bar:
+            for batch in loader:
+                for group in optimizer.param_groups:
+                    group['lr'] = self._lr(step, len(loader))
+                value = model.loss(batch)
+                amount = float(value.detach())
+                if not math.isfinite(amount):
+                    raise FloatingPointError(
+                        f"The loss of '{self.name}' is {amount} in epoch "
+                        f"{epoch}; lower 'lr' (now {self.lr:g})"
+                        f"{self._kept(epoch)}")
+                fabric.backward(value)
+                fabric.clip_gradients(model, optimizer, max_norm=self.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                size = batch.node.numel()
+                total, count, step = total + amount * size, count + size, \
+                    step + 1
+                bar.update(size)
+                bar.set_postfix(loss=f'{total / count:.4f}', refresh=False)
+        return total / max(count, 1)
+
+    def _lr(self, step: int, per_epoch: int) -> float:
+        warm = min(1., (step + 1) / max(self.warmup, 1))
+        done = step / max(self.epochs * per_epoch, 1)
+        return self.lr * warm * .5 * (1 + math.cos(math.pi * done))
+
+    def _kept(self, epoch: int) -> str:
+        if self.workdir is None or epoch == 1:
+            return ''
+        return f"; '{self._path()}' holds epoch {epoch - 1}"
+
+    def _path(self) -> str:
+        assert self.workdir is not None
+        return os.path.join(self.workdir, f'{self.name}.safetensors')
+
+    def _fabric(self, loader: NeighborSubgraphs) -> Any:
+        from lightning_fabric import Fabric
+
+        device = torch.device(self.device or loader.x.device)
+        devices: Any = self.devices
+        if self.devices == 1 and device.type == 'cuda':
+            devices = [device.index or 0]
+        fabric = Fabric(accelerator=device.type, devices=devices,
+                        precision=self.precision)  # type: ignore[arg-type]
+        fabric.launch()
+        return fabric
+
+    def _settings(self, model: Module, fingerprint: str) -> Dict[str, Any]:
+        # What must agree for a checkpoint to be of this very run.
+        return {
+            'format': _FORMAT, 'name': self.name, 'epochs': self.epochs,
+            'lr': self.lr, 'weight_decay': self.weight_decay,
+            'warmup': self.warmup, 'clip': self.clip, 'seed': self.seed,
+            'precision': self.precision, 'data': fingerprint,
+            'parameters': {name: list(p.shape)
+                           for name, p in model.named_parameters()},
+        }
+
+
+class _State:
+    # A training's state between two epochs, in memory and on disk.
+
+    def __init__(self, model: Module, optimizer: torch.optim.Optimizer,
+                 settings: Dict[str, Any]) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.settings = settings
+        self.history = History()
+        self.best = _copy(model)
+        self.best_score, self.best_epoch = -math.inf, 0
+
+    def update(self, row: Dict[str, Any], validated: bool) -> None:
+        self.history.append(row)
+        names = [key for key in row if key not in {'epoch', 'loss',
+                                                   'seconds'}]
+        score = row[names[0]] if validated else float(row['epoch'])
+        if score > self.best_score:
+            self.best, self.best_score = _copy(self.model), score
+            self.best_epoch = row['epoch']
+
+    def stale(self, patience: Optional[int]) -> bool:
+        waited = len(self.history) - self.best_epoch
+        return patience is not None and waited > patience
+
+    def save(self, path: str) -> None:
+        tensors = {f'model.{name}': value
+                   for name, value in self.model.state_dict().items()}
+        tensors.update((f'best.{name}', value)
+                       for name, value in self.best.items())
+        for index, slots in self.optimizer.state_dict()['state'].items():
+            tensors.update((f'optimizer.{index}.{slot}', value)
+                           for slot, value in slots.items())
+        save_tensors(path, _unshared(tensors), {
+            'settings': self.settings, 'history': self.history.rows,
+            'best_score': self.best_score, 'best_epoch': self.best_epoch})
+
+    def load(self, path: str) -> None:
+        if not os.path.exists(path):
+            return
+        tensors, meta = load_tensors(path)
+        if meta.get('settings') != self.settings:
+            other = meta.get('settings') or {}
+            names = [key for key in self.settings
+                     if other.get(key) != self.settings[key]]
+            raise ValueError(
+                f"'{path}' is the checkpoint of another training (it differs "
+                f"in {', '.join(names)}): choose another workdir, or delete "
+                f"the file to train anew")
+        self.model.load_state_dict(_part(tensors, 'model.'))
+        self.best = _part(tensors, 'best.')
+        state = self.optimizer.state_dict()
+        for name, value in _part(tensors, 'optimizer.').items():
+            index, slot = name.split('.', 1)
+            state['state'].setdefault(int(index), {})[slot] = value
+        self.optimizer.load_state_dict(state)
+        self.history = History(meta['history'])
+        self.best_score = meta['best_score']
+        self.best_epoch = meta['best_epoch']
+
+
+def _copy(model: Module) -> Dict[str, Tensor]:
+    return {name: value.detach().clone()
+            for name, value in model.state_dict().items()}
+
+
+def _part(tensors: Dict[str, Tensor], prefix: str) -> Dict[str, Tensor]:
+    return {name[len(prefix):]: value for name, value in tensors.items()
+            if name.startswith(prefix)}
+
+
+def _unshared(tensors: Dict[str, Tensor]) -> Dict[str, Tensor]:
+    # safetensors refuses two names of one memory.
+    return {name: value.detach().clone() for name, value in tensors.items()}
