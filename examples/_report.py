@@ -8,6 +8,7 @@ import os.path as osp
 import matplotlib
 import numpy as np
 
+from torch_sdt.cluster import CosineMapEquation
 from torch_sdt.datasets import FeatureFiles, SyntheticFaces, write_labels
 from torch_sdt.io import atomic_path
 from torch_sdt.metrics import clustering_scores
@@ -36,38 +37,35 @@ COLUMNS = ['stage', 'seconds', 'peak_memory_bytes', 'clusters', 'singletons',
 
 
 def read(parser, args, preset, benchmark):
-    r"""Returns the validation split, :obj:`None` if there is none, and the
-    test split: of the twin, or of the published files in :obj:`args.root`.
+    r"""Returns the labelled images to learn from and the images to cluster, of
+    other identities: of the twin, or of the files in :obj:`args.root`.
     """
     if args.root is None:
-        if args.val_name is not None:
-            parser.error('--val-name is a file name: give --root as well')
         args.center = True if args.center is None else args.center
-        val, test = (SyntheticFaces(preset, seed=args.seed, split=split,
-                                    num_images=args.num_images)
-                     for split in ('val', 'test'))
-        print(f'SYNTHETIC TWIN of {benchmark}: {test.num_nodes:,} generated '
-              f'images of {test.num_identities:,} identities. Its scores '
-              f'compare methods with each other; they are not those of the '
-              f'paper or of {benchmark}.')
-        return val, test
-    if args.num_images is not None:
-        parser.error('--num-images is for the twin: files are taken whole')
-    if args.center and args.val_name is None:
-        parser.error('--center moves all cosines, so that the published '
-                     'threshold is none for them: choose one with --val-name')
-    val, test = None, FeatureFiles(args.root, args.name, args.dim)
-    if args.val_name is not None:
-        val = FeatureFiles(args.root, args.val_name, args.dim)
-        if val.y is None:
-            parser.error(f"--val-name needs labels, but '{args.val_name}' "
-                         f"has none")
-    print(f'{test}, {"without" if test.y is None else "with"} labels')
-    return val, test
+        train, test = (
+            SyntheticFaces(preset, seed=args.seed, split=split, num_images=num)
+            for split, num in (('train', args.train_images or 6_000),
+                               ('test', args.num_images or 10_000)))
+        print(f'SYNTHETIC TWIN of {benchmark}: learns from {train.num_nodes:,}'
+              f' generated images of {train.num_identities:,} identities and '
+              f'clusters {test.num_nodes:,} of {test.num_identities:,} others.'
+              f' Scores compare methods with each other; they are not those '
+              f'of the paper or of {benchmark}.')
+        return train, test
+    if args.num_images is not None or args.train_images is not None:
+        parser.error('--num-images and --train-images are for the twin: files '
+                     'are taken whole')
+    test = FeatureFiles(args.root, args.name, args.dim)
+    train = FeatureFiles(args.root, args.train_name, args.dim)
+    if train.y is None:
+        parser.error(f"--train-name needs labels, but '{args.train_name}' has "
+                     f"none")
+    print(f'Learns from {train}; clusters {test}, '
+          f'{"without" if test.y is None else "with"} labels')
+    return train, test
 
 
-def report(out, title, stages, found, y=None, neighbors=None, k=None,
-           curve=None):
+def report(out, title, stages, found, y=None, neighbors=None, k=None):
     r"""Prints the table and writes everything to the folder :obj:`out`.
 
     Args:
@@ -79,7 +77,6 @@ def report(out, title, stages, found, y=None, neighbors=None, k=None,
             no scores, and only the sizes are drawn.
         neighbors (Neighbors, optional): The table, for the purity by rank.
         k (numpy.ndarray, optional): How many neighbours each node trusts.
-        curve (dict, optional): Labels by threshold.
     """
     os.makedirs(out, exist_ok=True)
     rows = [to_row(stage, found.get(stage.name), y) for stage in stages]
@@ -92,20 +89,32 @@ def report(out, title, stages, found, y=None, neighbors=None, k=None,
         if y is not None:
             save(plot_purity(title, neighbors, k, y),
                  osp.join(out, 'purity.png'))
-            save(plot_precision_recall(title, found, curve, y),
+            save(plot_precision_recall(title, found, neighbors, y),
                  osp.join(out, 'precision_recall.png'))
     print(f"Table, labels and plots: '{osp.relpath(out)}'")
 
 
-def best_threshold(y, thresholds, cluster):
-    r"""The threshold whose labels, :obj:`cluster(threshold)`, score the
-    highest sum of pairwise and BCubed F on labelled data.
+def tuned_cosine(y, neighbors, thresholds=10):
+    r"""The cosine threshold of :class:`CosineMapEquation` with the highest sum
+    of pairwise and BCubed F on labelled data.
     """
     def score(threshold):
-        scores = clustering_scores(y, cluster(threshold))
+        scores = clustering_scores(
+            y, cosine_labels(neighbors, threshold))
         return scores.pairwise.fscore + scores.bcubed.fscore
 
-    return max(map(float, thresholds), key=score)
+    return max(cosine_grid(neighbors, thresholds), key=score)
+
+
+def cosine_grid(neighbors, thresholds):
+    share = np.linspace(.02, .98, thresholds)
+    return np.quantile(neighbors.similarity[:, 1:], share).tolist()
+
+
+def cosine_labels(neighbors, threshold):
+    # The features play no part once there is a table.
+    x = np.ones((neighbors.num_nodes, 1), dtype=np.float32)
+    return CosineMapEquation(threshold).fit_predict(x, neighbors=neighbors)
 
 
 # Table #######################################################################
@@ -246,11 +255,12 @@ def plot_purity(title, neighbors, k, y):
     return fig
 
 
-def plot_precision_recall(title, found, curve, y):
+def plot_precision_recall(title, found, neighbors, y):
     points = {name: clustering_scores(y, labels).pairwise
               for name, labels in found.items()}
-    line = {threshold: clustering_scores(y, labels).pairwise
-            for threshold, labels in curve.items()}
+    line = {threshold: clustering_scores(
+        y, cosine_labels(neighbors, threshold)).pairwise
+        for threshold in cosine_grid(neighbors, 12)}
     fig, ax = plt.subplots(figsize=(9.5, 5.4))
     ax.set(xlim=(0, 1.01), ylim=(0, 1.01), xlabel='Pairwise recall',
            ylabel='Pairwise precision',

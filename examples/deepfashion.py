@@ -1,5 +1,6 @@
 # Clustering clothes on DeepFashion, where the same item is seen 7 times on
-# average and look-alikes are many: published pairwise F end at about 42.
+# average and look-alikes are many: published pairwise F end at about 42. The
+# components are put together in the open, as in ms1m.py.
 #
 #     python examples/deepfashion.py                the synthetic twin
 #     python examples/deepfashion.py --root data    the published files
@@ -8,17 +9,33 @@
 import argparse
 import os.path as osp
 
-import numpy as np
 import torch
-import torch_geometric.transforms as T
-from _report import best_threshold, read, report
-from torch_geometric.utils import degree
+from _report import read, report, tuned_cosine
+from torch_geometric.data import Data
 
-from torch_sdt.cluster import FCES, CosineMapEquation, TopKJaccardClustering
+from torch_sdt.cluster import (
+    FCES,
+    CosineMapEquation,
+    EdgeRule,
+    Edges,
+    SDTClustering,
+    TopKJaccardClustering,
+    choose_rule,
+    split_identities,
+)
 from torch_sdt.datasets import FeatureFiles
+from torch_sdt.loader import NeighborSubgraphs
+from torch_sdt.metrics import clustering_scores
 from torch_sdt.neighbors import Neighbors
-from torch_sdt.nn import MapEquationPool
+from torch_sdt.nn import MapEquationPool, SparseDiffTransformer, TopKPredictor
+from torch_sdt.ops import (
+    estimate_background,
+    expected_topk,
+    normalize_features,
+    reverse_values,
+)
 from torch_sdt.progress import Stages
+from torch_sdt.training import Trainer, infer
 from torch_sdt.transforms import CosineKNNGraph, TopKJaccard
 
 path = osp.join(osp.dirname(osp.realpath(__file__)), '..', 'out',
@@ -27,13 +44,14 @@ parser = argparse.ArgumentParser()
 parser.add_argument('--root', type=str, help='folder of the published files '
                     '(default: the synthetic twin)')
 parser.add_argument('--name', type=str, default='deepfashion_test')
-parser.add_argument('--val-name', type=str, help='labelled set to choose '
-                    'thresholds on, such as deepfashion_train (default: the '
-                    'published threshold)')
+parser.add_argument('--train-name', type=str, default='deepfashion_train',
+                    help='labelled files to learn from')
 parser.add_argument('--dim', type=int, default=256,
                     help='features per image in the files')
 parser.add_argument('--num-images', type=int,
-                    help='images of the twin (default: 20000)')
+                    help='images of the twin to cluster (default: 10000)')
+parser.add_argument('--train-images', type=int,
+                    help='images of the twin to learn from (default: 6000)')
 # Published methods for this set link all of 5 to 8 neighbours. Here the table
 # is only what each image chooses from: it must hold the large items, which
 # have dozens of images, while small ones trust fewer.
@@ -42,8 +60,9 @@ parser.add_argument('--k', type=int, default=40,
 parser.add_argument('--center', action=argparse.BooleanOptionalAction,
                     help='remove the mean feature (default: only of the '
                     'twin, whose features share an offset)')
-parser.add_argument('--thresholds', type=int, default=10,
-                    help='how many thresholds are tried')
+parser.add_argument('--epochs', type=int, default=4)
+parser.add_argument('--packaged', action='store_true',
+                    help='run SDTClustering as well')
 parser.add_argument('--seed', type=int, default=0)
 parser.add_argument('--out', type=str, default=path)
 args = parser.parse_args()
@@ -51,16 +70,13 @@ args = parser.parse_args()
 PUBLISHED = .88  # the cosine of face-cluster-by-infomap for DeepFashion
 
 
-def knn_graph(images, center):
-    data = images.to_data()
-    k = min(args.k, data.num_nodes)
-    neighbors = None
-    if isinstance(images, FeatureFiles) and not center:
-        neighbors = images.neighbors(k)  # The published table, if it is there.
-    if neighbors is None:
-        return CosineKNNGraph(k, center=center, seed=args.seed)(data)
-    data.edge_index, data.edge_weight = neighbors.to_edge_index()
-    return data
+def knn_graph(x, y=None, neighbors=None):
+    r"""Unit features as a cosine kNN graph in PyG."""
+    data = Data(x=x, y=y)
+    if neighbors is not None:  # The published table.
+        data.edge_index, data.edge_weight = neighbors.to_edge_index()
+        return data
+    return CosineKNNGraph(min(args.k, len(x)), seed=args.seed)(data)
 
 
 def to_table(data):
@@ -68,90 +84,137 @@ def to_table(data):
                                      data.num_nodes)
 
 
-class TrustAbove(T.BaseTransform):
-    # Writes to `data.k` how many neighbours each node trusts: those whose
-    # cosine reaches the threshold, and itself.
-    def __init__(self, threshold):
-        self.threshold = threshold
-
-    def forward(self, data):
-        trusted = data.edge_index[1, data.edge_weight >= self.threshold]
-        data.k = 1 + degree(trusted, data.num_nodes, dtype=torch.long)
-        return data
-
-
-def components(graph, threshold):
-    transform = T.Compose([
-        TrustAbove(threshold),
-        TopKJaccard(k='k', delta=7.5, epsilon=-5.),
-    ])
-    pool = MapEquationPool(seed=args.seed)
-    data = transform(graph)
-    out = pool(data.x, data.edge_index, data.edge_weight)
-    return out.cluster.numpy()
+def subgraphs(data, trust=None, **kwargs):
+    r"""Each node with its neighbours, in batches; once the predictor has
+    spoken, with what it says in each neighbour's own row.
+    """
+    if trust is not None:
+        kwargs.update(relations=[trust], k=expected_topk(trust, beta=1.))
+    return NeighborSubgraphs(
+        to_table(data), data.x, seed=args.seed,
+        background=estimate_background(data.x, args.seed), **kwargs)
 
 
-def cosine(graph, threshold, neighbors):
-    model = CosineMapEquation(threshold, seed=args.seed)
-    return model.fit_predict(graph.x, neighbors=neighbors)
+def judge(model, data, trust=None):
+    r"""The probability that a model gives to each neighbour, [N, K]."""
+    return infer(model, subgraphs(data, trust),
+                 lambda batch: model(batch).sigmoid())
+
+
+def train(model, name, data, held_out, predictor=None):
+    r"""Keeps the weights of the epoch that clusters held-out items best,
+    by a rule that is not chosen yet.
+    """
+    first, first_held_out = (None if predictor is None else judge(predictor, d)
+                             for d in (data, held_out))
+
+    def validate(model):
+        verdict = judge(model, held_out, first_held_out)
+        trust = verdict if predictor is None else first_held_out
+        labels = Edges(to_table(held_out), trust, verdict).cluster(
+            EdgeRule('mean', threshold=.4), seed=args.seed)
+        scores = clustering_scores(held_out.y.numpy(), labels.numpy())
+        return {'mean_f': (scores.pairwise.fscore + scores.bcubed.fscore) / 2}
+
+    trainer = Trainer(args.epochs, seed=args.seed, name=name, verbose=True)
+    history = trainer.fit(model, subgraphs(data, first, y=data.y,
+                                           shuffle=True), validate)
+    for row in history.rows:
+        print(f"{name}, epoch {row['epoch']}: loss {row['loss']:.4f}, mean of "
+              f"both F on held-out items {row['mean_f']:.4f}")
+
+
+def cluster(data, trust, verdict, rule):
+    r"""Top-K Jaccard and verdict, both symmetric, averaged, cut and given to
+    the map equation; `rule` says how.
+    """
+    table = to_table(data)
+    verdict = (verdict + reverse_values(table.index, verdict)) / 2
+    data.k = expected_topk(trust, rule.beta)
+    data = TopKJaccard(k='k')(data)
+    weight = {
+        'jaccard': data.edge_weight,
+        'verdict': verdict[:, 1:].flatten(),
+        'mean': (data.edge_weight + verdict[:, 1:].flatten()) / 2,
+    }[rule.merge]
+    kept = (weight >= rule.threshold) & (weight > 0)
+    pool = MapEquationPool('numba', rule.markov_time, args.seed)
+    return pool(data.x, data.edge_index[:, kept], weight[kept]).cluster.numpy()
 
 
 stages, found = Stages(), {}
 with stages('read'):
-    val, test = read(parser, args, 'deepfashion', 'DeepFashion')
+    learn, test = read(parser, args, 'deepfashion', 'DeepFashion')
+    x_learn, x = (normalize_features(images.x, center=args.center)
+                  for images in (learn, test))
 with stages('compile'):
     # numba compiles on first use, which is no method's own time.
     TopKJaccardClustering(k=10).fit(test.x[:200])
 
-# The thresholds come from the validation split, whose items are others.
-threshold = PUBLISHED
-if val is not None:
-    with stages('validation: kNN'):
-        graph = knn_graph(val, args.center)
-        neighbors = to_table(graph)
-    with stages('validation: thresholds'):
-        share = np.linspace(.02, .9, args.thresholds)
-        grid = np.quantile(graph.edge_weight, share)
-        threshold = best_threshold(val.y, grid,
-                                   lambda t: components(graph, t))
-        tuned = best_threshold(val.y, grid,
-                               lambda t: cosine(graph, t, neighbors))
-    print(f'Chosen on {val.num_nodes:,} images of other items: cosines '
-          f'from {threshold:.3f} are trusted by the components, from '
-          f'{tuned:.3f} by CosineMapEquation')
+# Three items in ten are held out of the training.
+fitted, held_out = split_identities(learn.y, seed=args.seed)
+with stages('training: kNN'):
+    y_learn = torch.from_numpy(learn.y)
+    everyone = knn_graph(x_learn)
+    graph, strangers = (knn_graph(x_learn[rows], y_learn[rows])
+                        for rows in (fitted, held_out))
+
+torch.manual_seed(args.seed)
+predictor = TopKPredictor(args.k)
+transformer = SparseDiffTransformer(args.k, relations=2)
+with stages('training: TopKPredictor'):
+    train(predictor, 'TopKPredictor', graph, strangers)
+with stages('training: SparseDiffTransformer'):
+    train(transformer, 'SparseDiffTransformer', graph, strangers, predictor)
+
+# How edges are made is what clusters the held-out items best, among all
+# others as strangers.
+with stages('training: edge rule'):
+    trust = judge(predictor, everyone)
+    edges = Edges(to_table(everyone), trust,
+                  judge(transformer, everyone, trust))
+    rule, score = choose_rule(edges, learn.y, held_out, seed=args.seed)
+print(f'{rule}: mean of both F on held-out items {score:.4f}')
 
 with stages('kNN'):
-    graph = knn_graph(test, args.center)
-    neighbors = to_table(graph)
+    table = None
+    if isinstance(test, FeatureFiles) and not args.center:
+        table = test.neighbors(args.k)
+    graph = knn_graph(x, neighbors=table)
+    table = to_table(graph)
 with stages('components'):
-    found['components'] = components(graph, threshold)
-with stages('TopKJaccardClustering'):
-    model = TopKJaccardClustering(center=args.center, seed=args.seed)
-    found['TopKJaccardClustering'] = model.fit_predict(graph.x,
-                                                       neighbors=neighbors)
-if val is not None:
-    with stages('CosineMapEquation, tuned'):
-        found['CosineMapEquation, tuned'] = cosine(graph, tuned, neighbors)
+    trust = judge(predictor, graph)
+    verdict = judge(transformer, graph, trust)
+    found['components'] = cluster(graph, trust, verdict, rule)
+    k = expected_topk(trust, rule.beta)
 
-# What was published is for cosines as they are, without centring.
-published = neighbors
+if args.packaged:
+    with stages('SDTClustering'):
+        model = SDTClustering(args.k, args.center, epochs=args.epochs,
+                              seed=args.seed, verbose=True)
+        model.fit(learn.x, learn.y)
+        found['SDTClustering'] = model.predict(test.x)
+
+# For comparison: what needs no training, and what was published.
+with stages('TopKJaccardClustering'):
+    found['TopKJaccardClustering'] = TopKJaccardClustering(
+        seed=args.seed).fit_predict(x, neighbors=table)
+with stages('CosineMapEquation, tuned'):
+    threshold = tuned_cosine(learn.y, to_table(everyone))
+    found['CosineMapEquation, tuned'] = CosineMapEquation(
+        threshold, seed=args.seed).fit_predict(x, neighbors=table)
+# Published settings are for cosines as they are, without centring.
+published = table
 if args.center:
     with stages('kNN, not centred'):
-        published = to_table(knn_graph(test, center=False))
+        published = to_table(knn_graph(normalize_features(test.x)))
 with stages('FCES, published'):
     found['FCES, published'] = FCES(seed=args.seed).fit_predict(
-        graph.x, neighbors=published)
+        x, neighbors=published)
 with stages('CosineMapEquation, published'):
-    found['CosineMapEquation, published'] = cosine(graph, PUBLISHED,
-                                                   published)
-
-curve = None
-if test.y is not None:
-    with stages('threshold curve'):
-        share = np.linspace(.02, .98, args.thresholds + 2)
-        curve = {t: cosine(graph, t, neighbors) for t in
-                 np.quantile(graph.edge_weight, share).tolist()}
+    found['CosineMapEquation, published'] = CosineMapEquation(
+        PUBLISHED, seed=args.seed).fit_predict(x, neighbors=published)
 
 title = args.name if args.root else 'DeepFashion twin'
 report(args.out, f'{title}, {test.num_nodes:,} images', stages, found, test.y,
-       neighbors, model.k_, curve)
+       table, k.numpy())

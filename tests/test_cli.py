@@ -10,7 +10,9 @@ import torch
 
 import torch_sdt.typing
 from torch_sdt.cli import main
+from torch_sdt.cluster import SDTClustering
 from torch_sdt.datasets import files, read_labels, write_labels
+from torch_sdt.io import load_tensors, save_tensors
 from torch_sdt.metrics import clustering_scores
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import knn, normalize_features
@@ -151,6 +153,233 @@ def test_center_removes_a_shared_offset(capfd):
     assert json.loads(succeed(capfd, *args))['num_clusters'] == 1
     result = json.loads(succeed(capfd, *args, '--center'))
     assert result['scores']['pairwise']['fscore'] == 1.
+
+
+# Train #######################################################################
+
+
+@pytest.fixture
+def identities(here, monkeypatch):
+    # Ten overlapping identities of five to learn from, other ten to cluster.
+    # Without figures, which take longer than the rest.
+    monkeypatch.setattr(torch_sdt.typing, 'WITH_MATPLOTLIB', False)
+    rng = np.random.default_rng(1)
+    for name in ('learn', 'other'):
+        y = rng.permutation(np.repeat(np.arange(10), 5))
+        center = rng.normal(size=(10, 8))
+        x = center[y] + .6 * rng.normal(size=(50, 8))
+        np.save(f'{name}.npy', x.astype(np.float32))
+        write_labels(f'{name}.meta', y)
+    return here
+
+
+LEARN = ('train', 'learn.npy', '--labels', 'learn.meta', '--out',
+         'model.safetensors', '--k', '6', '--epochs', '1')
+
+
+_MODELS = {}
+
+
+def write_model(*more):
+    # Trained once for all tests that want to have one.
+    if more not in _MODELS:
+        assert main([*LEARN, '--quiet', *more]) == 0
+        with open('model.safetensors', 'rb') as f:
+            _MODELS[more] = f.read()
+    with open('model.safetensors', 'wb') as f:
+        f.write(_MODELS[more])
+
+
+def test_train_and_cluster_as_in_python(identities, capfd):
+    result = json.loads(succeed(capfd, *LEARN, '--json'))
+    model = SDTClustering(k=6, epochs=1).fit(np.load('learn.npy'),
+                                             read_labels('learn.meta'))
+    assert result['out'] == 'model.safetensors'
+    assert result['rule'] == model.rule_._asdict()
+    assert result['validation_score'] == model.validation_score_
+    assert (result['num_samples'], result['k'], result['center'],
+            result['seed']) == (50, 6, False, 0)
+    names = [stage['name'] for stage in result['stages']]
+    assert names == ['read', 'train', 'write']
+    # The file is what Python writes, to the last bit.
+    model.save('python.safetensors')
+    assert (identities / 'model.safetensors').read_bytes() == (
+        identities / 'python.safetensors').read_bytes()
+    # And clusters as it does there.
+    args = ('cluster', 'other.npy', '--model', 'model.safetensors', '--out',
+            'out.txt', '--truth', 'other.meta', '--json')
+    result = json.loads(succeed(capfd, *args))
+    assert np.array_equal(read_labels('out.txt'),
+                          model.predict(np.load('other.npy')))
+    assert (result['model'], result['method']) == ('model.safetensors', None)
+    assert result['k'] == 6 and result['scores'].keys() == METRICS
+
+
+def test_train_closes_with_a_table(identities, capfd):
+    out = succeed(capfd, *LEARN)
+    lines = [line.split() for line in out.splitlines()]
+    assert [line[0] for line in lines[:5]] == ['stage', 'read', 'train',
+                                               'write', 'total']
+    assert lines[1][1:4] == ['50', 'x', '8']
+    assert lines[2][1:3] == ['10', 'identities']
+    assert "'model.safetensors'" in out and 'held-out identities' in out
+    assert succeed(capfd, *LEARN, '--quiet') == ''
+
+
+def test_options_of_training_reach_it(identities, capfd):
+    write_labels('groups.txt', read_labels('learn.meta') // 2)
+    succeed(capfd, *LEARN, '--center', '--tokens', 'feature', '--seed', '3',
+            '--groups', 'groups.txt', '--index', 'torch', '--workdir', 'work')
+    model = SDTClustering.load('model.safetensors')
+    assert (model.k, model.epochs, model.center, model.tokens, model.seed,
+            model.index, model.size) == (6, 1, True, 'feature', 3, 'torch',
+                                         'small')
+    assert {'predictor.safetensors', 'transformer.safetensors',
+            'predictor.csv', 'transformer.csv'} <= set(os.listdir('work'))
+    expected = SDTClustering(k=6, epochs=1, center=True, tokens='feature',
+                             seed=3, index='torch')
+    expected.fit(np.load('learn.npy'), read_labels('learn.meta'),
+                 read_labels('groups.txt'))
+    assert model.rule_ == expected.rule_
+    assert model.validation_score_ == expected.validation_score_
+    # Which centres what it clusters, too.
+    args = ('--model', 'model.safetensors', '--out', 'out.txt', '--json')
+    for name in ('other.npy', 'far.npy'):
+        np.save('far.npy', np.load('other.npy') + 1)
+        result = json.loads(succeed(capfd, 'cluster', name, *args))
+        assert result['center']
+        assert np.array_equal(read_labels('out.txt'),
+                              expected.predict(np.load(name)))
+
+
+def test_a_killed_training_goes_on(identities, capfd, monkeypatch):
+    args = (*LEARN, '--workdir', 'work', '--json')
+    write_model()
+    data = (identities / 'model.safetensors').read_bytes()
+    os.remove('model.safetensors')
+    os.mkdir('work')
+    before = SDTClustering._choose
+    monkeypatch.setattr(SDTClustering, '_choose', interrupt)
+    assert fail(capfd, *args, code=130) == 'torch-sdt: interrupted\n'
+    monkeypatch.setattr(SDTClustering, '_choose', before)
+    state = {name: os.stat(f'work/{name}').st_mtime_ns
+             for name in os.listdir('work')}
+    assert len(state) >= 4
+    succeed(capfd, *args)
+    # Nothing was trained again.
+    assert state == {name: os.stat(f'work/{name}').st_mtime_ns
+                     for name in os.listdir('work')}
+    assert (identities / 'model.safetensors').read_bytes() == data
+
+
+def test_cluster_with_a_model_and_a_table(identities, capfd, monkeypatch):
+    write_model()
+    args = ('cluster', 'other.npy', '--model', 'model.safetensors', '--out',
+            'out.txt', '--json')
+    succeed(capfd, *args)
+    expected = read_labels('out.txt')
+    # Of a wider table, the model takes what it is for.
+    for k in ('6', '9'):
+        succeed(capfd, 'knn', 'other.npy', '--out', f'{k}.npz', '--k', k)
+    monkeypatch.setattr(Neighbors, 'search', never)
+    for k in ('6', '9'):
+        succeed(capfd, *args, '--neighbors', f'{k}.npz')
+        assert np.array_equal(read_labels('out.txt'), expected)
+
+
+def test_models_of_relations_cluster_any_features(identities, capfd):
+    write_model()
+    # Six wide, and as few as three.
+    np.save('few.npy', np.load('x.npy')[:3])
+    for name, num in (('x.npy', 24), ('few.npy', 3)):
+        succeed(capfd, 'cluster', name, '--model', 'model.safetensors',
+                '--out', 'out.txt')
+        assert read_labels('out.txt').size == num
+
+
+def test_models_of_features_do_not(identities, capfd, monkeypatch):
+    write_model('--tokens', 'feature')
+    monkeypatch.setattr(Neighbors, 'search', never)
+    assert 'dimension 8 (got 6)' in fail(
+        capfd, 'cluster', 'x.npy', '--model', 'model.safetensors', '--out',
+        'out.txt')
+
+
+def test_unusable_models(identities, capfd, monkeypatch):
+    write_model()
+    data = (identities / 'model.safetensors').read_bytes()
+    monkeypatch.setattr(Neighbors, 'search', never)
+    args = ('cluster', 'other.npy', '--out', 'out.txt', '--model')
+    assert "no file 'absent.safetensors'" in fail(capfd, *args,
+                                                  'absent.safetensors')
+    assert 'truncated, damaged, or no safetensors' in fail(capfd, *args,
+                                                           'other.npy')
+    save_tensors('other.safetensors', {}, {'history': []})
+    assert 'holds no SDTClustering' in fail(capfd, *args,
+                                            'other.safetensors')
+    (identities / 'model.safetensors').write_bytes(data[:-10])
+    assert 'truncated' in fail(capfd, *args, 'model.safetensors')
+
+
+@pytest.mark.parametrize('args, message', [
+    (('--labels', 'absent.txt'), "no file 'absent.txt'"),
+    (('--labels', 'short.txt'), "3 labels, but 'learn.npy' has 50"),
+    (('--groups', 'absent.txt'), "no file 'absent.txt'"),
+    (('--groups', 'short.txt'), "3 labels, but 'learn.npy' has 50"),
+    (('--groups', 'one.txt'), 'all identities into one group'),
+    (('--labels', 'one.txt'), 'at least 8 identities'),
+    (('--labels', 'words.txt'), "Line 1 of 'words.txt'"),
+    (('--out', 'model.pt'), '--out must end in .safetensors'),
+    (('--out', 'absent/model.safetensors'), "no folder 'absent'"),
+    (('--k', '50'), "'k' must be between 2 and"),
+    (('--k', '1'), "'k' must be between 2 and"),
+    (('--dim', '9'), 'width 8, not 9'),
+    (('--index', 'nonsense'), "'index' must be"),
+    (('--workdir', 'short.txt'), 'short.txt'),
+])
+def test_bad_training(identities, capfd, monkeypatch, args, message):
+    if '--index' not in args and '--workdir' not in args:
+        monkeypatch.setattr(Neighbors, 'search', never)
+    write_labels('short.txt', [1, 2, 3])
+    write_labels('one.txt', np.zeros(50, dtype=int))
+    with open('words.txt', 'w') as f:
+        f.write('one\n' * 50)
+    err = fail(capfd, *LEARN, *args)
+    assert err.startswith('torch-sdt: error: ') and message in err
+
+
+def test_training_does_not_overwrite_its_input(identities, capfd):
+    os.link('learn.npy', 'features.safetensors')
+    assert "would overwrite the input 'learn.npy'" in fail(
+        capfd, *LEARN, '--out', 'features.safetensors')
+
+
+def test_a_loss_that_is_no_number_is_an_error(identities, capfd,
+                                              monkeypatch):
+    monkeypatch.setattr('torch_sdt.nn.TopKPredictor.loss',
+                        lambda self, batch: self.out.lin_out.bias.sum() *
+                        float('nan'))
+    assert "loss of 'predictor' is nan" in fail(capfd, *LEARN)
+
+
+def test_failure_in_the_middle_of_writing_a_model(identities, capfd,
+                                                  monkeypatch):
+    def half(tensors, name, metadata):
+        with open(name, 'wb') as f:
+            f.write(b'half')
+        raise OSError('No space left')
+
+    with open('model.safetensors', 'w') as f:
+        f.write('what was there before')
+    monkeypatch.setattr('safetensors.torch.save_file', half)
+    assert 'No space left' in fail(capfd, *LEARN)
+    assert open('model.safetensors').read() == 'what was there before'
+
+
+def test_the_model_says_nothing_of_the_machine(identities, capfd):
+    succeed(capfd, *LEARN, '--workdir', str(identities / 'work'))
+    arguments = load_tensors('model.safetensors')[1]['arguments']
+    assert not {'workdir', 'device', 'verbose'} & set(arguments)
 
 
 # Neighbours ##################################################################
@@ -355,7 +584,25 @@ def test_absent_packages(capfd, monkeypatch):
 
 @pytest.mark.parametrize('args, message', [
     ((), 'COMMAND'),
-    (('train', ), 'invalid choice'),
+    (('train', ), 'required: FEATURES, --out, --labels'),
+    (('train', 'x.npy', '--out', 'm.safetensors'), '--labels'),
+    (('train', 'x.npy', '--labels', 'y.meta', '--size', 'large'), '--size'),
+    (('train', 'x.npy', '--labels', 'y.meta', '--tokens', 'x'), '--tokens'),
+    (('train', 'x.npy', '--labels', 'y.meta', '--epochs', '0'),
+     '--epochs: must be at least 1'),
+    (('train', 'x.npy', '--labels', 'y.meta', '--truth', 'y.meta'),
+     'unrecognized'),
+    (('cluster', 'x.npy', '--model', 'm.safetensors', '--method', 'fces'),
+     '--model is a method: leave --method out'),
+    (('cluster', 'x.npy', '--model', 'm.safetensors', '--k', '5'),
+     '--center and --k are those of the --model'),
+    (('cluster', 'x.npy', '--model', 'm.safetensors', '--center'),
+     '--center and --k are those of the --model'),
+    (('cluster', 'x.npy', '--model', 'm.safetensors', '--theta', '.2'),
+     '--theta is an option of --method fces (got a --model)'),
+    (('cluster', 'x.npy', '--model', 'm.safetensors', '--threshold', '.2'),
+     '--threshold is an option of --method cosine (got a --model)'),
+    (('knn', 'x.npy', '--model', 'm.safetensors'), 'unrecognized'),
     (('cluster', 'x.npy'), '--out'),
     (('cluster', 'x.npy', '--method', 'k-means'), '--method'),
     (('cluster', 'x.npy', '--theta', '.2'),
@@ -373,8 +620,8 @@ def test_absent_packages(capfd, monkeypatch):
     (('evaluate', 'y.meta'), 'PRED'),
 ])
 def test_wrong_usage(capfd, args, message):
-    searches = args[:1] in {('cluster', ), ('knn', )} and message != '--out'
-    out = ('--out', 'out.txt') if searches else ()
+    writes = len(args) > 1 and args[0] in {'cluster', 'knn', 'train'}
+    out = ('--out', 'out.txt') if writes and message != '--out' else ()
     assert message in fail_usage(capfd, *args, *out)
     assert not os.path.exists('out.txt')
 

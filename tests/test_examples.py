@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from torch_sdt.datasets import FeatureFiles, read_labels
+from torch_sdt.datasets import FeatureFiles, SyntheticFaces, read_labels
 from torch_sdt.metrics import clustering_scores
 from torch_sdt.neighbors import Neighbors
 
@@ -56,15 +56,21 @@ def load_report():
 
 @pytest.mark.parametrize('name', ['ms1m', 'deepfashion', 'msmt17'])
 def test_example_on_the_twin(name, tmp_path):
-    text = run(name, '--num-images', '600', '--thresholds', '3', '--out',
-               str(tmp_path))
+    # Larger identities than the other two: more images for as many.
+    learn = '900' if name == 'ms1m' else '500'
+    text = run(name, '--num-images', '600', '--train-images', learn, '--k',
+               '20', '--epochs', '1', '--packaged', '--out', str(tmp_path))
     assert text.startswith('SYNTHETIC TWIN of ')
     assert plots(tmp_path) == PLOTS
     table = read_table(tmp_path)
     found = {stage: row for stage, row in table.items() if row['clusters']}
-    assert list(found) == ['components', 'TopKJaccardClustering',
-                           'CosineMapEquation, tuned', 'FCES, published',
-                           'CosineMapEquation, published']
+    assert list(found) == ['components', 'SDTClustering',
+                           'TopKJaccardClustering', 'CosineMapEquation, tuned',
+                           'FCES, published', 'CosineMapEquation, published']
+    # The packaged form is the same as the one in the open.
+    cost = ('stage', 'seconds', 'peak_memory_bytes')
+    assert all(found['components'][key] == found['SDTClustering'][key]
+               for key in found['components'] if key not in cost)
     for stage, row in table.items():
         # Every row is printed as well.
         assert f'\n{stage} ' in text
@@ -77,7 +83,7 @@ def test_example_on_the_twin(name, tmp_path):
         assert int(row['largest']) == np.bincount(labels).max()
         assert all(0 <= float(value) <= 1 for key, value in row.items()
                    if key.startswith(('pairwise', 'bcubed', 'nmi')))
-    # Without knowing a label it is far from chance.
+    # Learned from a handful of identities it is far from chance.
     assert float(found['components']['bcubed_f']) > .4
 
 
@@ -94,44 +100,50 @@ def grouped(tmp_path):
     return x, y, Neighbors(torch.from_numpy(index), similarity)
 
 
-def test_example_on_files_takes_the_published_table(grouped, tmp_path):
+@pytest.fixture
+def labelled(tmp_path):
+    data = SyntheticFaces('ms1m', num_identities=12, seed=0, split='train',
+                          images_per_identity=(8, 12))
+    FeatureFiles.write(tmp_path, 'learn', data.x, data.y)
+    return 'learn'
+
+
+def test_example_on_files_takes_the_published_table(grouped, labelled,
+                                                    tmp_path):
     x, y, neighbors = grouped
     FeatureFiles.write(tmp_path, 'part1_test', x, y, neighbors)
-    text = run('ms1m', '--root', str(tmp_path), '--k', '10', '--thresholds',
-               '2', '--out', str(tmp_path / 'out'))
+    text = run('ms1m', '--root', str(tmp_path), '--train-name', labelled,
+               '--k', '10', '--epochs', '1', '--out', str(tmp_path / 'out'))
     assert 'TWIN' not in text
     assert plots(tmp_path / 'out') == PLOTS
     table = read_table(tmp_path / 'out')
-    # No validation set, nothing tuned.
-    assert 'CosineMapEquation, tuned' not in table
-    for name in ['components', 'CosineMapEquation, published']:
-        assert float(table[name]['pairwise_f']) == 1.
+    # The features know nothing of the groups, the table does.
+    assert float(table['CosineMapEquation, published']['pairwise_f']) == 1.
 
 
-def test_example_on_files_without_labels(grouped, tmp_path):
+def test_example_on_files_without_labels(grouped, labelled, tmp_path):
     x, y, neighbors = grouped
     FeatureFiles.write(tmp_path, 'somewhere', x, None, neighbors)
     out = tmp_path / 'out'
     text = run('deepfashion', '--root', str(tmp_path), '--name', 'somewhere',
-               '--k', '10', '--out', str(out))
+               '--train-name', labelled, '--k', '10', '--epochs', '1', '--out',
+               str(out))
     assert 'without labels' in text and 'F_P' not in text
     assert plots(out) == ['sizes.png']
-    row = read_table(out)['components']
+    row = read_table(out)['CosineMapEquation, published']
     assert (row['clusters'], row['largest'], row['nmi']) == ('6', '10', '')
-    labels = read_labels(out / 'components.meta')
+    labels = read_labels(out / 'CosineMapEquation_published.meta')
     assert clustering_scores(y, labels).pairwise.fscore == 1.
 
 
 @pytest.mark.parametrize('options,message', [
-    (dict(num_images=600), '--num-images is for the twin'),
-    (dict(center=True), '--center moves all cosines'),
-    (dict(val_name='plain'), "'plain' has none"),
-    (dict(root=None, val_name='plain'), '--val-name is a file name'),
+    (dict(num_images=600), '--num-images and --train-images are for the twin'),
+    (dict(train_name='plain'), "'plain' has none"),
 ])
 def test_contradicting_arguments(grouped, tmp_path, capsys, options, message):
     FeatureFiles.write(tmp_path, 'plain', grouped[0])
-    given = dict(root=str(tmp_path), name='plain', val_name=None, dim=256,
-                 num_images=None, center=None, seed=0)
+    given = dict(root=str(tmp_path), name='plain', train_name='plain', dim=256,
+                 num_images=None, train_images=None, center=None, seed=0)
     with pytest.raises(SystemExit) as info:
         load_report().read(argparse.ArgumentParser(),
                            argparse.Namespace(**{**given, **options}), 'ms1m',
@@ -140,12 +152,23 @@ def test_contradicting_arguments(grouped, tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
-def test_best_threshold_scores_on_both_metrics():
-    y = np.repeat(np.arange(5), 4)
-    cluster = {.1: np.zeros(20, dtype=int), .2: y, .3: np.arange(20)}
-    best = load_report().best_threshold(y, np.array([.1, .2, .3]),
-                                        cluster.__getitem__)
-    assert best == .2
+def test_tuned_threshold_scores_on_both_metrics():
+    # Two groups at .95, and as many links across at .9: to cut between the two
+    # cosines is best.
+    y = np.repeat([0, 1], 5)
+    index = np.stack([np.r_[i, [j for j in range(10)
+                                if j != i and y[j] == y[i]],
+                            [j for j in range(10)
+                             if y[j] != y[i] and j != (i + 5) % 10]]
+                      for i in range(10)])
+    similarity = torch.full((10, 9), .95)
+    similarity[:, 0], similarity[:, 5:] = 1., .9
+    neighbors = Neighbors(torch.from_numpy(index), similarity)
+    report = load_report()
+    best = report.tuned_cosine(y, neighbors)
+    assert .9 < best <= .95
+    labels = report.cosine_labels(neighbors, best)
+    assert clustering_scores(y, labels).pairwise.fscore == 1.
 
 
 def test_names_beside_a_plot_do_not_overlap():

@@ -1,5 +1,5 @@
 r"""Which embeddings are the same thing, without knowing how many there are."""
-from torch_sdt.cluster import TopKJaccardClustering
+from torch_sdt.cluster import SDTClustering, TopKJaccardClustering
 from torch_sdt.nn import MapEquationPool, SparseDiffAttentionConv
 from torch_sdt.transforms import CosineKNNGraph, TopKJaccard
 
@@ -11,4 +11,5 @@ __all__ = [
     'SparseDiffAttentionConv',
     'MapEquationPool',
     'TopKJaccardClustering',
+    'SDTClustering',
 ]

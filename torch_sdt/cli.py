@@ -376,7 +376,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--size', choices=('small', 'base'), default='small',
         help='default: %(default)s')
     add('--epochs', type=_at_least(1), help='passes over the samples '
-        '(default: as many as show 80,000)')
+        '(default: as many as show 40,000)')
     add('--workdir', metavar='FOLDER', help='where to keep checkpoints, from '
         'which a killed training goes on, and curves')
 

@@ -4,6 +4,7 @@ import os
 from contextlib import contextmanager
 from typing import Any, Dict, Iterator, Tuple, Union
 
+import numpy as np
 from torch import Tensor
 
 PathLike = Union[str, 'os.PathLike[str]']
@@ -30,13 +31,21 @@ def save_tensors(path: PathLike, tensors: Dict[str, Tensor],
                  meta: Dict[str, Any]) -> None:
     r"""Writes tensors and what describes them to one safetensors file, the
     description as JSON in its header, atomically.
+
+    Raises:
+        OSError: If the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {name: tensor.detach().cpu().contiguous()
                for name, tensor in tensors.items()}
-    with atomic_path(path) as tmp:
-        save_file(tensors, tmp, {'torch_sdt': json.dumps(meta)})
+    try:
+        with atomic_path(path) as tmp:
+            text = json.dumps(meta, default=_plain)
+            save_file(tensors, tmp, {'torch_sdt': text})
+    except SafetensorError as e:
+        raise OSError(f"'{path}' cannot be written: {e}") from e
 
 
 def load_tensors(path: PathLike) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
@@ -61,3 +70,10 @@ def load_tensors(path: PathLike) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
         raise ValueError(f"'{path}' is truncated, damaged, or no safetensors "
                          f"file") from e
     return tensors, meta
+
+
+def _plain(value: Any) -> Any:
+    # Seeds and rates are often numpy's.
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} cannot be written as JSON")

@@ -6,7 +6,6 @@ import torch
 
 from torch_sdt.cluster import CosineMapEquation, TopKJaccardClustering
 from torch_sdt.cluster._selection import (
-    estimate_background,
     likelihoods,
     nested,
     select,
@@ -16,6 +15,7 @@ from torch_sdt.datasets import FeatureFiles, SyntheticFaces
 from torch_sdt.metrics import bcubed_scores, pairwise_scores
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import normalize_features
+from torch_sdt.ops.background import estimate_background
 
 SHARED = osp.join(osp.dirname(osp.realpath(__file__)), '..', '..', '..',
                   'shared', 'data')

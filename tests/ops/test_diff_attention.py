@@ -11,6 +11,7 @@ from torch_sdt.ops.diff_attention import (
     diff_lambda,
     diff_softmax,
     edge_logits,
+    edge_sum,
     topk_mask,
 )
 
@@ -91,6 +92,25 @@ def test_diff_attention_is_zero_where_there_is_nothing_to_attend_to():
     assert all((t.grad == 0).all() for t in (query, key, value))
 
 
+def test_diff_attention_relies_on_no_kernel_for_empty_rows(monkeypatch):
+    def kernel(query, key, value, mask):
+        # NaN where all is masked, as kernels may have it.
+        logits = query @ key.transpose(-1, -2) / sqrt(query.size(-1))
+        return logits.masked_fill(~mask, float('-inf')).softmax(-1) @ value
+
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 1, 4, 8).requires_grad_()
+    mask = torch.rand(4, 4) > .2
+    mask[1] = False
+    expected = diff_attention(query, key, key[0], .8, mask)
+    monkeypatch.setattr(torch.nn.functional, 'scaled_dot_product_attention',
+                        kernel)
+    out = diff_attention(query, key, key[0], .8, mask)
+    assert torch.allclose(out, expected, atol=1e-6)
+    grad, = torch.autograd.grad(out.sum(), query)
+    assert torch.isfinite(grad).all()
+
+
 def test_diff_softmax():
     torch.manual_seed(0)
     first, second = torch.randn(2, 3, 5, 6)
@@ -122,7 +142,7 @@ def test_diff_lambda():
     # Of half-precision vectors it is still a precise number.
     half = diff_lambda(query.bfloat16(), key.bfloat16(), .8)
     assert half.dtype == torch.float
-    assert float(half) == pytest.approx(float(lam), abs=1e-2)
+    assert half.item() == pytest.approx(lam.item(), abs=1e-2)
 
 
 # Top-K masks #################################################################
@@ -262,11 +282,11 @@ def test_edge_logits(monkeypatch, num_edges, with_edge):
     for e in range(num_edges):
         for m in range(2):
             for h in range(2):
-                row = key[source[e], m, h]
+                row = key[source[e], m, h].detach()
                 if with_edge:
-                    row = row + edge[e, h]
-                expected = (query[target[e], m, h] @ row).item() / 2
-                assert float(out[e, m, h]) == pytest.approx(expected)
+                    row = row + edge[e, h].detach()
+                expected = (query[target[e], m, h].detach() @ row).item() / 2
+                assert out[e, m, h].item() == pytest.approx(expected)
     if num_edges > 0:
         inputs = (query, key, source, target, edge)
         assert gradcheck(edge_logits, inputs)
@@ -313,6 +333,44 @@ def test_edge_logits_hold_no_rows():
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         edge_logits(query, key, source, target)
     assert len(saved) > 0 and max(saved) <= 40_000
+
+
+@pytest.mark.parametrize('num_edges', [0, 1, 13])
+@pytest.mark.parametrize('with_edge', [False, True])
+def test_edge_sum(monkeypatch, num_edges, with_edge):
+    module = import_module('torch_sdt.ops.diff_attention')
+    monkeypatch.setattr(module, '_CHUNK', 16)
+    torch.manual_seed(0)
+    value = torch.randn(5, 2, 4, dtype=torch.double, requires_grad=True)
+    alpha = torch.randn(num_edges, 2, dtype=torch.double, requires_grad=True)
+    source, target = random_edges(5, 3, num_edges)
+    edge = None
+    if with_edge:
+        edge = torch.randn(num_edges, 2, 4, dtype=torch.double,
+                           requires_grad=True)
+    # One target more than any edge names.
+    inputs = (value, alpha, source, target, 4, edge)
+    out = edge_sum(*inputs)
+    expected = torch.zeros(4, 2, 4, dtype=torch.double)
+    for e in range(num_edges):
+        row = value[source[e]] + (edge[e] if with_edge else 0.)
+        expected[target[e]] += (alpha[e].unsqueeze(1) * row).detach()
+    assert torch.allclose(out, expected)
+    if num_edges > 0:
+        assert gradcheck(edge_sum, inputs)
+        assert gradgradcheck(edge_sum, inputs)
+
+
+def test_edge_sum_of_half_precision_is_precise():
+    # 4,000 ones, which counted in bfloat16 are 256.
+    value = torch.ones(1, 1, 1, dtype=torch.bfloat16, requires_grad=True)
+    alpha = torch.ones(4000, 1, requires_grad=True)
+    index = torch.zeros(4000, dtype=torch.long)
+    out = edge_sum(value, alpha, index, index, 1)
+    assert out.dtype == torch.bfloat16 and out.item() == 4000
+    out.sum().backward()
+    assert value.grad.dtype == torch.bfloat16 and value.grad.item() == 4000
+    assert alpha.grad.dtype == torch.float and (alpha.grad == 1).all()
 
 
 # The definition ##############################################################

@@ -1,4 +1,5 @@
 r"""Estimators with the contract of scikit-learn: features in, labels out."""
+from ._split import split_identities
 from .cosine_map_equation import CosineMapEquation
 from .edges import EdgeRule, Edges, choose_rule
 from .fces import FCES
@@ -13,4 +14,5 @@ __all__ = [
     'EdgeRule',
     'Edges',
     'choose_rule',
+    'split_identities',
 ]

@@ -1,7 +1,7 @@
 r"""Which of many partitions fits features best, judged without labels."""
 from __future__ import annotations
 
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import List, Sequence, Tuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -9,38 +9,10 @@ import torch
 from torch import Tensor
 
 from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.background import Background
 
-_PAIRS = 2048
 _RIVALS = 16
 _RIVALS_UP_TO = 4096
-
-
-class Background(NamedTuple):
-    r"""What cosines of samples that have nothing in common look like.
-
-    Args:
-        location (float): Their median.
-        scale (float): Their spread, half the distance between the 16th and
-            the 84th percentile (a Gaussian's standard deviation).
-    """
-    location: float
-    scale: float
-
-
-def estimate_background(x: Tensor, seed: int) -> Background:
-    r"""Measures the background on the pairs of a random sample of unit rows.
-
-    Pairs of one identity are so few among all pairs that the percentiles do
-    not see them.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(x.size(0), generator=generator)[:_PAIRS]
-    sample = x[rows.to(x.device)]
-    cosine = (sample @ sample.t()).cpu()
-    off = ~torch.eye(rows.numel(), dtype=torch.bool)
-    values = cosine[off] if rows.numel() > 1 else cosine.view(-1)
-    low, median, high = np.percentile(values.numpy(), (16, 50, 84))
-    return Background(float(median), float(high - low) / 2)
 
 
 def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,

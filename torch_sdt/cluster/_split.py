@@ -31,18 +31,23 @@ def check_labels(y: Any, num_samples: int) -> np.ndarray:
 
 def split_identities(
     y: np.ndarray,
-    groups: Optional[ArrayLike],
-    share: float,
-    seed: int,
+    groups: Optional[ArrayLike] = None,
+    share: float = .3,
+    seed: int = 0,
 ) -> Tuple[np.ndarray, np.ndarray]:
-    r"""Rows of training identities and of held-out ones.
+    r"""Splits labelled samples into rows of training identities and rows of
+    held-out ones.
 
     Args:
         y (numpy.ndarray): Identities, int64, shape ``[N]``.
         groups (optional): Identities of one group stay together, shape
             ``[N]``. (default: each identity is a group)
-        share (float): Share of the groups that is held out.
-        seed (int): Seed of the choice.
+        share (float, optional): Share of the groups that is held out.
+            (default: :obj:`.3`)
+        seed (int, optional): Seed of the choice. (default: :obj:`0`)
+
+    Returns:
+        (numpy.ndarray, numpy.ndarray): Two arrays of rows, int64, ascending.
 
     Raises:
         ValueError: If there are too few identities or groups, or an identity

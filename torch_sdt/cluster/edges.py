@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.edge_probability import edge_probability
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.map_equation import map_equation_communities
 from torch_sdt.ops.reverse import reverse_values
@@ -15,6 +16,8 @@ from torch_sdt.ops.topk import expected_topk
 from torch_sdt.progress import progress
 
 MERGES = ('jaccard', 'verdict', 'mean', 'boundary')
+# The paper's, 'boundary', is there to be compared with.
+DEFAULT_MERGES = MERGES[:3]
 
 
 class EdgeRule(NamedTuple):
@@ -55,13 +58,18 @@ class Edges:
             model's probabilities, float32, shape ``[N, K]``, or :math:`k_i`
             themselves, int64, shape ``[N]``.
         verdict (torch.Tensor, optional): The verdict on each entry, float32,
-            shape ``[N, K]``.
+            shape ``[N, K]``. (default: :obj:`None`)
+        transform (str, optional): The distance transform of the Jaccard, see
+            :meth:`~torch_sdt.ops.edge_probability`.
+            (default: :obj:`"sigmoid"`)
     """
 
     def __init__(self, neighbors: Neighbors, trust: Tensor,
-                 verdict: Optional[Tensor] = None) -> None:
+                 verdict: Optional[Tensor] = None,
+                 transform: str = 'sigmoid') -> None:
         self.neighbors = neighbors
         self.trust = trust
+        self.transform = transform
         self.verdict: Optional[Tensor] = None
         if verdict is not None:
             self.verdict = (verdict +
@@ -78,7 +86,9 @@ class Edges:
     def jaccard(self, beta: float) -> Tensor:
         r"""Their Top-K Jaccard, shape ``[N, K]``."""
         if beta not in self._jaccard:
-            self._jaccard[beta] = topk_jaccard(self.neighbors, self.k(beta))
+            self._jaccard[beta] = topk_jaccard(
+                self.neighbors, self.k(beta),
+                edge_probability(self.neighbors.similarity, self.transform))
         return self._jaccard[beta]
 
     def weight(self, rule: EdgeRule) -> Tensor:
@@ -137,7 +147,7 @@ _ETAS = (.6, .8)
 _MARKOV_TIMES = (.7, 1.5, 2.)
 
 
-def rules(merges: Sequence[str] = MERGES) -> List[EdgeRule]:
+def rules(merges: Sequence[str] = DEFAULT_MERGES) -> List[EdgeRule]:
     r"""The rules that :meth:`choose_rule` compares at Markov time 1."""
     out = []
     for merge in merges:
@@ -152,7 +162,7 @@ def choose_rule(
     edges: Edges,
     y: np.ndarray,
     scored: Optional[np.ndarray] = None,
-    merges: Sequence[str] = MERGES,
+    merges: Sequence[str] = DEFAULT_MERGES,
     seed: int = 0,
     verbose: bool = False,
 ) -> Tuple[EdgeRule, float]:
@@ -164,7 +174,7 @@ def choose_rule(
         scored (numpy.ndarray, optional): Rows that the score counts, such as
             those of held-out identities among others. (default: all)
         merges (sequence of str, optional): Which merges to try.
-            (default: all)
+            (default: all but :obj:`"boundary"`)
         seed (int, optional): Seed of the map equation. (default: :obj:`0`)
         verbose (bool, optional): If :obj:`True`, shows a progress bar.
             (default: :obj:`False`)

@@ -8,17 +8,18 @@ import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from torch_sdt.cluster._selection import estimate_background
 from torch_sdt.cluster._split import check_labels, split_identities
 from torch_sdt.cluster.edges import (
+    DEFAULT_MERGES,
     MERGES,
     EdgeRule,
     Edges,
     choose_rule,
     mean_fscore,
 )
+from torch_sdt.cluster.topk_jaccard_clustering import TopKJaccardClustering
 from torch_sdt.io import load_tensors, save_tensors
-from torch_sdt.loader import NeighborSubgraphs
+from torch_sdt.loader import NeighborSubgraphs, RandomViews
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.nn.models import (
     AdaptiveFilter,
@@ -26,6 +27,7 @@ from torch_sdt.nn.models import (
     TopKPredictor,
 )
 from torch_sdt.nn.models.neighbor_encoder import ATTENTIONS
+from torch_sdt.ops.background import estimate_background
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.normalize import normalize_features
@@ -43,7 +45,8 @@ PREDICTORS = ('rank', 'regression', 'bilstm')
 TOKENS = ('relation', 'feature')
 
 # Training shows each network this many subgraphs unless told otherwise.
-_SHOWN, _MOST_EPOCHS = 80_000, 16
+_SHOWN, _MOST_EPOCHS = 40_000, 10
+_VIEW_SIZE = 4_000
 # Samples on which the edge rule is chosen, at most.
 _CHOOSE_UP_TO = 50_000
 _FORMAT = 1
@@ -89,7 +92,7 @@ class SDTClustering(BaseEstimator):
 
     How it differs from the paper's text: see
     :class:`~torch_sdt.nn.SparseDiffTransformer`; and verdicts are merged by a
-    chosen rule, of which the paper's is one (``merge='boundary'``).
+    chosen rule; the paper's is ``merge='boundary'``.
 
     Args:
         k (int, optional): Neighbours per sample, itself included.
@@ -109,6 +112,10 @@ class SDTClustering(BaseEstimator):
             blocks; more than one is MoE-SDT. (default: :obj:`1`)
         tokens (str, optional): :obj:`"relation"`, or :obj:`"feature"` to add
             the features themselves. (default: :obj:`"relation"`)
+        augment (bool, optional): If :obj:`True`, trains on
+            :class:`~torch_sdt.loader.RandomViews`, another in each epoch: for
+            models that shall serve features of other kinds.
+            (default: :obj:`False`)
         size (str, optional): :obj:`"small"` (2 layers of width 128) or
             :obj:`"base"` (3 of width 256, for GPUs).
             (default: :obj:`"small"`)
@@ -116,14 +123,15 @@ class SDTClustering(BaseEstimator):
             :class:`~torch_sdt.nn.NeighborEncoder`, for both models.
             (default: :obj:`None`)
         merge (str, optional): One of :class:`~torch_sdt.cluster.EdgeRule`'s
-            merges. (default: whichever is best)
+            merges. (default: whichever is best, without the paper's
+            :obj:`"boundary"`)
         epochs (int, optional): Passes of each training. (default: as many as
-            show 80,000 subgraphs, at most 16)
+            show 40,000 subgraphs, at most 10)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Subgraphs in a batch.
             (default: :obj:`128`)
         val_share (float, optional): Share of identities that is held out.
-            (default: :obj:`.2`)
+            (default: :obj:`.3`)
         patience (int, optional): Epochs without a better validation score
             after which training stops. (default: :obj:`None`)
         precision (str, optional): See
@@ -159,13 +167,14 @@ class SDTClustering(BaseEstimator):
         attention: Optional[str] = 'sparse-diff',
         experts: int = 1,
         tokens: str = 'relation',
+        augment: bool = False,
         size: str = 'small',
         model_args: Optional[Dict[str, Any]] = None,
         merge: Optional[str] = None,
         epochs: Optional[int] = None,
         lr: float = 1e-3,
         batch_size: int = 128,
-        val_share: float = .2,
+        val_share: float = .3,
         patience: Optional[int] = None,
         precision: str = '32-true',
         index: str = 'auto',
@@ -180,6 +189,7 @@ class SDTClustering(BaseEstimator):
         self.attention = attention
         self.experts = experts
         self.tokens = tokens
+        self.augment = augment
         self.size = size
         self.model_args = model_args
         self.merge = merge
@@ -243,12 +253,22 @@ class SDTClustering(BaseEstimator):
     def _train(self, name: str, table: Table, y: Tensor, held_out: Table,
                y_held_out: np.ndarray, fingerprint: str) -> None:
         epochs = self.epochs
-        if epochs is None:
+        if epochs is None and self.augment:
+            epochs = _SHOWN // _VIEW_SIZE
+        elif epochs is None:
             epochs = min(max(round(_SHOWN / y.numel()), 1), _MOST_EPOCHS)
         trainer = Trainer(
             epochs, self.lr, patience=self.patience, seed=self.seed,
             device=table.x.device, precision=self.precision,
             workdir=self.workdir, name=name, verbose=self.verbose)
+        model = getattr(self, f'{name}_')
+        if self.augment:
+            relate = None if name == 'predictor' else self._infer_trust
+            self.history_[name] = trainer.fit(
+                model, RandomViews(table.x, y, self.k_, _VIEW_SIZE, relate,
+                                   self.batch_size, self.seed),
+                fingerprint=fingerprint)
+            return
         first = first_held_out = None
         if name == 'transformer':
             first, first_held_out = self._trust(table), self._trust(held_out)
@@ -257,8 +277,7 @@ class SDTClustering(BaseEstimator):
             return self._validate(held_out, y_held_out, first_held_out)
 
         self.history_[name] = trainer.fit(
-            getattr(self, f'{name}_'),
-            self._loader(table, first, y, shuffle=True), validate,
+            model, self._loader(table, first, y, shuffle=True), validate,
             fingerprint)
 
     def _check_arguments(self) -> None:
@@ -271,6 +290,10 @@ class SDTClustering(BaseEstimator):
             if value not in known:
                 raise ValueError(f"'{name}' must be one of {list(known)} "
                                  f"(got {value!r})")
+        if self.augment and (self.tokens != 'relation'
+                             or self.predictor != 'rank'):
+            raise ValueError("'augment' needs tokens='relation' and "
+                             "predictor='rank'")
         if not 0 < self.val_share < 1:
             raise ValueError(f"'val_share' must be between 0 and 1 (got "
                              f"{self.val_share})")
@@ -343,11 +366,14 @@ class SDTClustering(BaseEstimator):
             seed=self.seed)
 
     def _trust(self, table: Table) -> Tensor:
+        return self._infer_trust(self._loader(table))
+
+    def _infer_trust(self, loader: NeighborSubgraphs) -> Tensor:
         # The first model's probabilities [N, K], or its k [N].
         model: Any = self.predictor_
         rank = self.predictor == 'rank'
         return infer(
-            model, self._loader(table),
+            model, loader,
             lambda batch: model(batch).sigmoid() if rank else
             model.predict(batch), self.precision, 'Top-K', self.verbose)
 
@@ -390,15 +416,15 @@ class SDTClustering(BaseEstimator):
                 np.arange(y.size), val))
             neighbors = None
         edges = self._edges(self._table(x[rows], neighbors))
-        merges = MERGES if self.merge is None else (self.merge, )
+        merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
         self.rule_, self.validation_score_ = choose_rule(
             edges, y[rows], np.isin(rows, val), merges, self.seed,
             self.verbose)
 
     # Clustering ##############################################################
 
-    def predict(self, X: ArrayLike, neighbors: Optional[Neighbors] = None
-                ) -> np.ndarray:
+    def predict(self, X: ArrayLike, neighbors: Optional[Neighbors] = None,
+                adapt: bool = False) -> np.ndarray:
         r"""Clusters another set of samples.
 
         Args:
@@ -407,6 +433,15 @@ class SDTClustering(BaseEstimator):
             neighbors (Neighbors, optional): A ready table for :obj:`X`; of a
                 wider one the first neighbours are taken.
                 (default: :obj:`None`)
+            adapt (bool, optional): For features of another kind than those
+                that :meth:`fit` saw. If :obj:`True`, the edge rule is left
+                aside: cosines are raised by the verdict :math:`v_{ij}` (mean
+                of both directions) times the spread :math:`\sigma` of
+                background cosines, :math:`a_{ij} + \sigma (v_{ij} - 1/2)`,
+                and
+                :class:`~torch_sdt.cluster.TopKJaccardClustering` finds the
+                settings that suit them without labels.
+                (default: :obj:`False`)
 
         Returns:
             numpy.ndarray: The cluster of each sample, int64, shape ``[N]``,
@@ -428,10 +463,29 @@ class SDTClustering(BaseEstimator):
         if x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
             return self.labels_
-        edges = self._edges(self._table(x, neighbors))
-        cluster = edges.cluster(self.rule_, seed=self.seed)
-        self.labels_ = cluster.cpu().numpy()
+        table = self._table(x, neighbors)
+        edges = self._edges(table)
+        if adapt:
+            self.labels_ = self._adapt(table, edges)
+        else:
+            cluster = edges.cluster(self.rule_, seed=self.seed)
+            self.labels_ = cluster.cpu().numpy()
         return self.labels_
+
+    def _adapt(self, table: Table, edges: Edges) -> np.ndarray:
+        if edges.verdict is None:
+            raise ValueError("'adapt' needs a verdict on pairs, which a model "
+                             "with attention=None has from predictor='rank' "
+                             "only")
+        index, similarity = table.neighbors
+        raised = similarity + table.background[1] * (edges.verdict - .5)
+        raised[:, 0] = 2.  # Rank 0 stays in front.
+        raised, order = raised.sort(dim=1, descending=True, stable=True)
+        raised[:, 0] = 1.
+        ranked = Neighbors(index.gather(1, order), raised.clamp(-1, 1))
+        return TopKJaccardClustering(
+            seed=self.seed, verbose=self.verbose).fit_predict(
+                table.x, neighbors=ranked)
 
     # Files ###################################################################
 

@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 
 from torch_sdt.cluster._selection import (
-    Background,
-    estimate_background,
     likelihoods,
     nested,
     select,
@@ -16,6 +14,7 @@ from torch_sdt.cluster._selection import (
 )
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.background import Background, estimate_background
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.local_scaling import local_scaling
 from torch_sdt.ops.map_equation import (

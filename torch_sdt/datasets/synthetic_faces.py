@@ -143,6 +143,10 @@ class SyntheticFaces:
     Attributes:
         x (numpy.ndarray): Unit features, float32, shape ``[N, dim]``.
         y (numpy.ndarray): Identities 0, 1, …, int64, shape ``[N]``.
+        prototypes (numpy.ndarray): :math:`\mathbf{c}_c + s_c \,
+            \mathbf{m}_{c, j}`, what the images of each identity's modes
+            scatter around, float32, shape ``[identities, modes, dim]``: no
+            method may know them, they tell how well any could do.
 
     Raises:
         ValueError: For an unknown preset or split, for both
@@ -186,6 +190,7 @@ class SyntheticFaces:
                          images_per_identity, dim)
         self.preset, self.seed, self.split = preset, seed, split
         self.y = people.y
+        self.prototypes = people.prototypes()
         self.x = np.empty((self.y.size, people.dim), dtype=np.float32)
         for start in range(0, self.y.size, _ROWS):
             self.x[start:start + _ROWS] = people.images(start)
@@ -374,6 +379,10 @@ class _People:
         self.spread = spread.astype(np.float32)
         self.mode = self._directions(rng, num, len(world.mode_share))
         self.mode *= (world.mode_scale * self.spread)[:, None, None]
+
+    def prototypes(self) -> np.ndarray:
+        # What the images of each mode scatter around.
+        return self.centre[:, None] + self.mode
 
     def images(self, start: int) -> np.ndarray:
         # The block of rows from `start` on, each block from its own stream.

@@ -12,7 +12,7 @@ from torch_sdt.ops.subgraph import subgraph_values
 from torch_sdt.ops.topk import topk_target
 
 
-@dataclass(frozen=True)
+@dataclass  # Not frozen: Fabric casts its tensors.
 class SubgraphBatch:
     r"""The ego subgraphs of :math:`B` nodes, each of its :math:`K` neighbours
     in the order of their rank, the node itself at rank 0.
@@ -155,6 +155,9 @@ class NeighborSubgraphs:
             if vector is not None and vector.shape != (x.size(0), ):
                 raise ValueError(f"'{name}' must have shape [{x.size(0)}] "
                                  f"(got {list(vector.shape)})")
+        if not background[1] > 0:
+            raise ValueError(f"The scale of 'background' must be positive "
+                             f"(got {background[1]})")
         if not 0 <= rank < world_size:
             raise ValueError(f"'rank' must be in 0..{world_size - 1} (got "
                              f"{rank})")
@@ -163,6 +166,13 @@ class NeighborSubgraphs:
         self.batch_size = batch_size
         if nodes is None:
             nodes = torch.arange(neighbors.num_nodes)
+        if nodes.dim() != 1 or nodes.dtype != torch.long:
+            raise ValueError(f"'nodes' must be int64 of shape [B] (got "
+                             f"{nodes.dtype} of shape {list(nodes.shape)})")
+        bad = nodes[(nodes < 0) | (nodes >= neighbors.num_nodes)]
+        if bad.numel() > 0:
+            raise ValueError(f"'nodes' must be in 0.."
+                             f"{neighbors.num_nodes - 1} (got {int(bad[0])})")
         self.nodes = nodes
         self.relations = list(relations)
         self.k = k

@@ -1,10 +1,22 @@
 r"""Neural network components: layers, pooling operators and models."""
 from .conv import DenseDiffAttentionConv, SparseDiffAttentionConv
+from .models import (
+    AdaptiveFilter,
+    MixtureOfExperts,
+    NeighborEncoder,
+    SparseDiffTransformer,
+    TopKPredictor,
+)
 from .pool import MapEquationPool, MergeEdges, PoolOutput, SelectMapEquation
 
 __all__ = [
     'SparseDiffAttentionConv',
     'DenseDiffAttentionConv',
+    'TopKPredictor',
+    'SparseDiffTransformer',
+    'NeighborEncoder',
+    'MixtureOfExperts',
+    'AdaptiveFilter',
     'MapEquationPool',
     'PoolOutput',
     'SelectMapEquation',

@@ -1,4 +1,5 @@
 r"""Pure functions on tensors: the mathematics of the library."""
+from .background import Background, estimate_background
 from .diff_attention import diff_attention, topk_edge_mask
 from .edge_probability import edge_probability
 from .jaccard import topk_jaccard, topk_jaccard_csr
@@ -10,14 +11,23 @@ from .map_equation import (
     map_equation_ladder,
 )
 from .normalize import normalize_features
+from .reverse import reverse_values
+from .subgraph import subgraph_values
+from .topk import expected_topk, topk_target
 
 __all__ = [
     'normalize_features',
+    'estimate_background',
+    'Background',
     'knn',
     'edge_probability',
     'local_scaling',
     'topk_jaccard',
     'topk_jaccard_csr',
+    'topk_target',
+    'expected_topk',
+    'subgraph_values',
+    'reverse_values',
     'diff_attention',
     'topk_edge_mask',
     'map_equation',

@@ -3,6 +3,7 @@ r"""The readable definition of every operation in :mod:`torch_sdt.ops`.
 Plain loops over plain numbers: what the tests compare the fast versions with,
 and what a newcomer reads first. Nothing here is meant to be fast.
 """
+from fractions import Fraction
 from math import exp, log2, sqrt
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
@@ -172,3 +173,66 @@ def map_equation(cluster: Sequence[int], edges: Dict[Tuple[int, int], float],
         stay[m] += p[i]
     return (plogp(sum(q.values())) - 2 * sum(map(plogp, q.values())) -
             sum(map(plogp, p)) + sum(map(plogp, stay.values())))
+
+
+def topk_target(neighbors: Sequence[Sequence[int]], y: Sequence[int],
+                beta: float = .5) -> List[int]:
+    r"""How many entries of each row to trust: where the :math:`F_\beta` of
+    the row's first entries against its own identity is largest first.
+
+    Fractions, so that equals are equal.
+    """
+    out = []
+    for i, ids in enumerate(neighbors):
+        same = [int(y[h] == y[i]) for h in ids]
+        size = sum(label == y[i] for label in y)
+        out.append(_best_prefix([Fraction(s) for s in same],
+                                Fraction(min(size, len(ids))), beta))
+    return out
+
+
+def expected_topk(probability: Sequence[Sequence[float]],
+                  beta: float = .5) -> List[int]:
+    r"""The same with probabilities in place of counts; the first entry is
+    certain.
+    """
+    out = []
+    for row in probability:
+        same = [Fraction(1)] + [Fraction(p) for p in row[1:]]
+        out.append(_best_prefix(same, sum(same, Fraction(0)), beta))
+    return out
+
+
+def _best_prefix(same: Sequence[Fraction], positives: Fraction,
+                 beta: float) -> int:
+    weight = Fraction(beta)**2
+    best, best_score = 1, Fraction(-1)
+    for j in range(1, len(same) + 1):
+        found = sum(same[:j], Fraction(0))
+        precision, recall = found / j, found / positives
+        score = ((1 + weight) * precision * recall /
+                 (weight * precision + recall))
+        if score > best_score:
+            best, best_score = j, score
+    return best
+
+
+def subgraph_values(neighbors: Sequence[Sequence[int]],
+                    value: Sequence[Sequence[float]],
+                    nodes: Sequence[int]) -> List[List[List[float]]]:
+    r"""For each of some nodes, what each of its neighbours' rows says about
+    each of its neighbours; 0 where it says nothing.
+    """
+    rows = [dict(zip(ids, values)) for ids, values in zip(neighbors, value)]
+    return [[[rows[h].get(j, 0.) for j in neighbors[b]]
+             for h in neighbors[b]] for b in nodes]
+
+
+def reverse_values(neighbors: Sequence[Sequence[int]],
+                   value: Sequence[Sequence[float]]) -> List[List[float]]:
+    r"""At each entry of :math:`j` in row :math:`i`, what row :math:`j` says
+    about :math:`i`; 0 where it says nothing.
+    """
+    rows = [dict(zip(ids, values)) for ids, values in zip(neighbors, value)]
+    return [[rows[j].get(i, 0.) for j in ids]
+            for i, ids in enumerate(neighbors)]

@@ -11,7 +11,8 @@ def normalize_features(
     x: Union[np.ndarray, Tensor],
     center: bool = False,
 ) -> Tensor:
-    r"""Checks features and scales every row to unit length, in float32.
+    r"""Checks features and scales every row to unit length, in float32; rows
+    of unit length stay as they are.
 
     Args:
         x (numpy.ndarray or torch.Tensor): Features, floating point or
@@ -61,12 +62,14 @@ def normalize_features(
                         "equals the mean feature, so it has no direction "
                         "once the mean is removed; use center=False")
         size = block.abs().amax(dim=1, keepdim=True)
+        # Unit rows come back as they are, to the last bit.
+        is_unit = (block.norm(dim=1, keepdim=True) - 1).abs() <= 1e-6
         _check_rows(size.view(-1) == 0, start,
                     "is all zeros, so it has no direction; remove it first")
         # Scaled by the largest entry first: squares may not overflow.
-        block = block / size
-        out[start:start + block.size(0)] = (
-            block / block.norm(dim=1, keepdim=True))
+        scaled = block / size
+        scaled = scaled / scaled.norm(dim=1, keepdim=True)
+        out[start:start + block.size(0)] = torch.where(is_unit, block, scaled)
     return out
 
 

@@ -17,6 +17,9 @@ def reverse_values(index: Tensor, value: Tensor) -> Tensor:
 
     Returns:
         torch.Tensor: float32, shape ``[N, K]``.
+
+    Raises:
+        ValueError: If the values are not one an entry.
     """
     if value.shape != index.shape:
         raise ValueError(f"'value' must have the table's shape "

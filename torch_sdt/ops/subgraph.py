@@ -27,6 +27,10 @@ def subgraph_values(index: Tensor, value: Tensor, nodes: Tensor) -> Tensor:
 
     Returns:
         torch.Tensor: :math:`V`, float32, shape ``[B, K, K]``.
+
+    Raises:
+        ValueError: If the values are not one an entry.
+        IndexError: If a node is none of the table.
     """
     if value.shape != index.shape:
         raise ValueError(f"'value' must have the table's shape "
@@ -39,7 +43,12 @@ def subgraph_values(index: Tensor, value: Tensor, nodes: Tensor) -> Tensor:
 def _numba(index: Tensor, value: Tensor, nodes: Tensor) -> Tensor:
     from torch_sdt.ops._subgraph_kernel import subgraph_kernel
 
-    k = index.size(1)
+    n, k = index.shape
+    # The kernel checks nothing.
+    bad = nodes[(nodes < 0) | (nodes >= n)]
+    if bad.numel() > 0:
+        raise IndexError(f"There is no node {int(bad[0])} in a table of {n} "
+                         f"rows")
     out = torch.zeros(nodes.numel(), k, k)
     threads = min(torch.get_num_threads(), max(nodes.numel(), 1))
     subgraph_kernel(index.numpy(), value.float().numpy(), nodes.numpy(),

@@ -1,6 +1,7 @@
 r"""How many of its neighbours a sample should trust: target and estimate."""
 from __future__ import annotations
 
+import math
 from typing import Union
 
 import numpy as np
@@ -72,15 +73,24 @@ def expected_topk(probability: Tensor, beta: float = .5) -> Tensor:
 
     Returns:
         torch.Tensor: int64, shape ``[N]``, in 1..K.
+
+    Raises:
+        ValueError: If :obj:`probability` is no matrix, or :obj:`beta` is not
+            positive.
     """
-    probability = probability.clone()
+    if probability.dim() != 2:
+        raise ValueError(f"'probability' must have shape [N, K] (got "
+                         f"{list(probability.shape)})")
+    # Sums in half precision would not tell a rank from the next.
+    probability = probability.to(
+        torch.promote_types(probability.dtype, torch.float), copy=True)
     probability[:, 0] = 1.
     total = probability.sum(dim=1)
     return _fscore(probability, total, beta).argmax(dim=1) + 1
 
 
 def _fscore(same: Tensor, positives: Tensor, beta: float) -> Tensor:
-    if not beta > 0:
+    if not 0 < beta < math.inf:
         raise ValueError(f"'beta' must be positive (got {beta})")
     length = torch.arange(1, same.size(1) + 1, device=same.device)
     found = same.cumsum(dim=1)

@@ -27,7 +27,7 @@ def infer(
         loader (NeighborSubgraphs): All nodes, in order.
         call (callable): From a batch to one row a node.
         precision (str, optional): As of
-            :class:`~torch_sdt.training.Trainer`; bf16 runs under autocast.
+            :class:`~torch_sdt.training.Trainer`.
             (default: :obj:`"32-true"`)
         desc (str, optional): Text of the progress bar.
             (default: the model's class)
@@ -41,7 +41,7 @@ def infer(
     model.eval()
     device = loader.x.device
     context: Any = nullcontext()
-    if precision.startswith('bf16'):
+    if precision == 'bf16-mixed':
         context = torch.autocast(device.type, torch.bfloat16)
     out, start = None, 0
     total = loader.nodes.numel()

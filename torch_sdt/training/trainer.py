@@ -16,6 +16,8 @@ from torch_sdt.training.history import History
 
 Validate = Callable[[Module], Dict[str, float]]
 
+PRECISIONS = ('32-true', 'bf16-mixed')
+
 _FORMAT = 1
 
 
@@ -43,8 +45,9 @@ class Trainer:
         seed (int, optional): Seed of order and dropout. (default: :obj:`0`)
         device (str or torch.device, optional): Where to train.
             (default: that of the data)
-        precision (str, optional): Fabric's precision, for example
-            :obj:`"bf16-mixed"`. (default: :obj:`"32-true"`)
+        precision (str, optional): :obj:`"32-true"`, or :obj:`"bf16-mixed"`
+            for weights in float32 under autocast to bfloat16.
+            (default: :obj:`"32-true"`)
         devices (int, optional): How many devices; more than one needs a
             script launched for them, as ``fabric run`` does.
             (default: :obj:`1`)
@@ -75,6 +78,12 @@ class Trainer:
             raise ValueError(f"'epochs' must be at least 1 (got {epochs})")
         if not lr > 0:
             raise ValueError(f"'lr' must be positive (got {lr})")
+        if patience is not None and patience < 1:
+            raise ValueError(f"'patience' must be at least 1 (got "
+                             f"{patience})")
+        if precision not in PRECISIONS:
+            raise ValueError(f"'precision' must be one of {list(PRECISIONS)} "
+                             f"(got {precision!r})")
         self.epochs = epochs
         self.lr = lr
         self.weight_decay = weight_decay
@@ -114,14 +123,15 @@ class Trainer:
         Raises:
             ValueError: If the folder holds the checkpoint of another run, or
                 a damaged one.
-            FloatingPointError: If the loss is not finite; what is on disk is
-                the last epoch before.
+            FloatingPointError: If the loss, its gradient or the score is not
+                finite; what is on disk is the last epoch before.
         """
         fabric = self._fabric(loader)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=self.lr,
                                       weight_decay=self.weight_decay)
-        state = _State(model, optimizer, self._settings(model, fingerprint))
+        state = _State(model, optimizer,
+                       self._settings(model, loader, fingerprint))
         if self.workdir is not None:
             os.makedirs(self.workdir, exist_ok=True)
             state.load(self._path())
@@ -140,7 +150,9 @@ class Trainer:
             if validate is not None:
                 model.eval()
                 with torch.no_grad():
-                    row.update(validate(model))
+                    scores = validate(model)
+                row.update(scores)
+                self._check('score', next(iter(scores.values())), epoch)
             row['seconds'] = time.perf_counter() - start
             state.update(row, validate is not None)
             if self.workdir is not None and fabric.is_global_zero:
@@ -161,15 +173,16 @@ class Trainer:
             for batch in loader:
                 for group in optimizer.param_groups:
                     group['lr'] = self._lr(step, len(loader))
-                value = model.loss(batch)
+                # On one device Fabric would run `loss` as it is.
+                with fabric.autocast():
+                    value = model.loss(batch)
                 amount = float(value.detach())
-                if not math.isfinite(amount):
-                    raise FloatingPointError(
-                        f"The loss of '{self.name}' is {amount} in epoch "
-                        f"{epoch}; lower 'lr' (now {self.lr:g})"
-                        f"{self._kept(epoch)}")
+                self._check('loss', amount, epoch)
                 fabric.backward(value)
-                fabric.clip_gradients(model, optimizer, max_norm=self.clip)
+                norm = fabric.clip_gradients(
+                    model, optimizer, max_norm=self.clip,
+                    error_if_nonfinite=False)
+                self._check('gradient', float(norm), epoch)
                 optimizer.step()
                 optimizer.zero_grad()
                 size = batch.node.numel()
@@ -184,10 +197,15 @@ class Trainer:
         done = step / max(self.epochs * per_epoch, 1)
         return self.lr * warm * .5 * (1 + math.cos(math.pi * done))
 
-    def _kept(self, epoch: int) -> str:
-        if self.workdir is None or epoch == 1:
-            return ''
-        return f"; '{self._path()}' holds epoch {epoch - 1}"
+    def _check(self, what: str, value: float, epoch: int) -> None:
+        if math.isfinite(value):
+            return
+        kept = ''
+        if self.workdir is not None and epoch > 1:
+            kept = f"; '{self._path()}' holds epoch {epoch - 1}"
+        raise FloatingPointError(
+            f"The {what} of '{self.name}' is {value} in epoch {epoch}; lower "
+            f"'lr' (now {self.lr:g}){kept}")
 
     def _path(self) -> str:
         assert self.workdir is not None
@@ -205,13 +223,15 @@ class Trainer:
         fabric.launch()
         return fabric
 
-    def _settings(self, model: Module, fingerprint: str) -> Dict[str, Any]:
+    def _settings(self, model: Module, loader: NeighborSubgraphs,
+                  fingerprint: str) -> Dict[str, Any]:
         # What must agree for a checkpoint to be of this very run.
         return {
             'format': _FORMAT, 'name': self.name, 'epochs': self.epochs,
             'lr': self.lr, 'weight_decay': self.weight_decay,
             'warmup': self.warmup, 'clip': self.clip, 'seed': self.seed,
             'precision': self.precision, 'data': fingerprint,
+            'batch_size': loader.batch_size, 'order': loader.seed,
             'parameters': {name: list(p.shape)
                            for name, p in model.named_parameters()},
         }
@@ -240,7 +260,7 @@ class _State:
 
     def stale(self, patience: Optional[int]) -> bool:
         waited = len(self.history) - self.best_epoch
-        return patience is not None and waited > patience
+        return patience is not None and waited >= patience
 
     def save(self, path: str) -> None:
         tensors = {f'model.{name}': value

@@ -397,16 +397,24 @@ def test_sparse_diff_attention_conv_layouts(lambda_form, k):
     weight = conv(x, edge_index, return_attention_weights=True)[1][1]
     assert torch.allclose(alpha, weight[perm], atol=1e-6)
 
-    for edges in [EdgeIndex(edge_index, sparse_size=(10, 11)),
-                  to_torch_csc_tensor(edge_index, size=(10, 11)).t()]:
-        with pytest.raises(ValueError, match="11 targets, 'x' of 10"):
-            conv(x, edges)
+    for size, message in [((10, 11), "11 targets, 'x' of 10"),
+                          ((12, 10), "12 sources, 'x' of 10")]:
+        for edges in [EdgeIndex(edge_index, sparse_size=size),
+                      to_torch_csc_tensor(edge_index, size=size).t()]:
+            with pytest.raises(ValueError, match=message):
+                conv(x, edges)
+    # Either way round.
+    assert torch.allclose(conv(x, to_torch_csc_tensor(
+        edge_index.flip(0), size=(10, 10))), out, atol=1e-6)
 
     # The flow turned around, and with it the edges.
     conv.flow = 'target_to_source'
     assert torch.allclose(conv(x, edge_index.flip(0)), out, atol=1e-6)
+    edges = EdgeIndex(edge_index.flip(0), sparse_size=(11, 10))
+    with pytest.raises(ValueError, match="11 targets, 'x' of 10"):
+        conv(x, edges)
     adj = to_torch_csc_tensor(edge_index, size=(10, 10)).t()
-    with pytest.raises(ValueError, match='Flow direction'):
+    with pytest.raises(ValueError, match="leave 'flow' at 'source_to_target'"):
         conv(x, adj)
 
 
@@ -486,6 +494,75 @@ def test_sparse_diff_attention_conv_edge_features_in_a_sparse_matrix():
     conv = SparseDiffAttentionConv(8, 4, edge_dim=1)
     assert torch.equal(conv(x, edge_index, edge_attr[:, 0]),
                        conv(x, edge_index, edge_attr[:, :1]))
+
+
+# With and without messages ###################################################
+
+@pytest.mark.parametrize('flow', ['source_to_target', 'target_to_source'])
+@pytest.mark.parametrize('edge_dim', [None, 3])
+def test_sparse_diff_attention_conv_by_messages_is_the_same(flow, edge_dim):
+    torch.manual_seed(0)
+    conv = SparseDiffAttentionConv((8, 4), 5, 2, edge_dim=edge_dim,
+                                   flow=flow).double()
+    edge_index = random_graph(7, 3, 15)
+    x = [torch.randn(n, c, dtype=torch.double, requires_grad=True)
+         for n, c in [(7, 8), (3, 4)]]
+    inputs = [*x, *conv.parameters()]
+    edge_attr = None
+    if edge_dim is not None:
+        edge_attr = torch.randn(edge_index.size(1), edge_dim,
+                                dtype=torch.double, requires_grad=True)
+        inputs.append(edge_attr)
+    if flow == 'target_to_source':
+        edge_index = edge_index.flip(0)
+    out = conv(x, edge_index, edge_attr)
+    seen = []
+    conv.register_message_forward_hook(
+        lambda module, inputs, out: seen.append(out))
+    other = conv(x, edge_index, edge_attr)
+    assert seen[0].shape == (edge_index.size(1), 2, 5)
+    assert torch.allclose(other, out)
+    by = torch.randn_like(out)
+    for grad, want in zip(torch.autograd.grad(out, inputs, by),
+                          torch.autograd.grad(other, inputs, by)):
+        assert torch.allclose(grad, want)
+
+
+def test_sparse_diff_attention_conv_does_without_messages():
+    # 20,000 edges of 128 numbers: the layer keeps nothing of that size.
+    conv = SparseDiffAttentionConv(128, 128)
+    x, edge_index = torch.randn(50, 128), torch.randint(50, (2, 20_000))
+    saved = []
+
+    def pack(tensor):
+        saved.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        conv(x, edge_index).sum().backward()
+        assert 0 < max(saved) <= 2 * 20_000
+        conv.register_message_forward_hook(lambda module, inputs, out: None)
+        conv(x, edge_index)
+        assert max(saved) == 20_000 * 128
+
+
+def test_sparse_diff_attention_conv_aggregates_as_it_is_told():
+    torch.manual_seed(0)
+    x, edge_index = torch.randn(10, 8), random_graph(10, 10, 60)
+    conv = SparseDiffAttentionConv(8, 4, heads=2, bias=False)
+    out = conv(x, edge_index)
+    mean = SparseDiffAttentionConv(8, 4, heads=2, bias=False, aggr='mean')
+    mean.load_state_dict(conv.state_dict())
+    count = degree(edge_index[1], 10).clamp(min=1).view(-1, 1)
+    assert torch.allclose(mean(x, edge_index), out / count, atol=1e-6)
+
+    class Twice(SparseDiffAttentionConv):
+        def message(self, value_j, alpha):
+            return 2 * value_j * alpha.unsqueeze(-1)
+
+    twice = Twice(8, 4, heads=2, bias=False)
+    twice.load_state_dict(conv.state_dict())
+    assert torch.allclose(twice(x, edge_index), 2 * out, atol=1e-6)
 
 
 class Net(torch.nn.Module):

@@ -4,9 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric import EdgeIndex
+from torch_geometric.nn.aggr import SumAggregation
 from torch_geometric.nn.conv import MessagePassing
 from torch_geometric.typing import Adj, OptTensor, PairTensor, SparseTensor
-from torch_geometric.utils import is_torch_sparse_tensor, softmax
+from torch_geometric.utils import (
+    is_sparse,
+    is_torch_sparse_tensor,
+    softmax,
+    to_edge_index,
+)
 from torch_geometric.utils.sparse import set_sparse_value
 
 from torch_sdt.nn.conv._diff_attention import DiffAttention
@@ -14,6 +20,7 @@ from torch_sdt.ops.diff_attention import (
     check_k,
     check_score,
     edge_logits,
+    edge_sum,
     topk_edge_mask,
 )
 
@@ -76,6 +83,14 @@ class SparseDiffAttentionConv(DiffAttention, MessagePassing):
         target. Explanations that look for positive ones
         (:meth:`~torch_geometric.explain.Explanation.\
 get_explanation_subgraph`) leave out edges that count against.
+
+    .. note::
+        Rows of queries, keys and messages are never held for all edges at
+        once, but computed by parts, and again in the backward pass: memory is
+        :math:`\mathcal{O}(|\mathcal{E}| \cdot H)`, beside that of nodes and
+        of edge features.
+        Messages are formed where somebody wants to see them, an explainer or
+        a hook, and for other aggregations than the sum.
 
     .. note::
         A mask by :obj:`edge_score` does not change while a network learns.
@@ -212,7 +227,9 @@ get_explanation_subgraph`) leave out edges that count against.
             k = self.k
         if edge_attr is None and self.edge_dim is not None:
             edge_attr = _edge_features(edge_index)
-        self._check_inputs(x, edge_index, edge_attr, edge_score, k)
+        size = (x[0].size(0), x[1].size(0))
+        edges = self._to_edges(edge_index, size)
+        self._check_inputs(size, edges, edge_attr, edge_score, k)
 
         H, C = self.heads, self.out_channels
         query = self.lin_query(x[1]).view(-1, 2, H, C)
@@ -225,24 +242,25 @@ get_explanation_subgraph`) leave out edges that count against.
                 edge_attr = edge_attr.view(-1, 1)
             edge = self.lin_edge(edge_attr).view(-1, H, C)
 
-        edges = edge_index
-        if isinstance(edges, EdgeIndex) and None in edges.sparse_size():
-            # It would be taken for square.
-            edges = edges.as_tensor()
-
         # edge_updater_type: (query: Tensor, key: Tensor, edge: OptTensor,
         #                     edge_score: OptTensor,
         #                     k: Optional[Union[int, Tensor]])
         alpha = self.edge_updater(edges, query=query, key=key, edge=edge,
                                   edge_score=edge_score, k=k)
+        kept = F.dropout(alpha, p=self.dropout, training=self.training)
 
-        size = (key.size(0), query.size(0))
-        if self.flow == 'target_to_source':
-            size = (query.size(0), key.size(0))
-
-        # propagate_type: (value: Tensor, alpha: Tensor, edge: OptTensor)
-        out = self.propagate(edges, value=value, alpha=alpha, edge=edge,
-                             size=size)
+        if self._needs_messages():
+            # In the order of the rows of `edges`.
+            if self.flow == 'target_to_source':
+                size = (size[1], size[0])
+            # propagate_type: (value: Tensor, alpha: Tensor, edge: OptTensor)
+            out = self.propagate(edges, value=value, alpha=kept, edge=edge,
+                                 size=size)
+        else:
+            source, target = edges[0], edges[1]
+            if self.flow == 'target_to_source':
+                source, target = target, source
+            out = edge_sum(value, kept, source, target, size[1], edge)
         out = self._merge_heads(out)
 
         if return_attention_weights:
@@ -255,13 +273,9 @@ get_explanation_subgraph`) leave out edges that count against.
 
     def edge_update(self, query: Tensor, key: Tensor, edge: OptTensor,
                     edge_score: OptTensor, k: Optional[Union[int, Tensor]],
-                    edge_index_i: Tensor, edge_index_j: Tensor,
-                    ptr: OptTensor, size_i: Optional[int]) -> Tensor:
+                    edge_index_i: Tensor, edge_index_j: Tensor) -> Tensor:
         r"""Computes the attention weights of all edges, ``[E, H]``."""
         num_targets = query.size(0)
-        if size_i is not None and size_i != num_targets:
-            raise ValueError(f"'edge_index' is of {size_i} targets, 'x' of "
-                             f"{num_targets}")
         logits = edge_logits(query, key, edge_index_j, edge_index_i, edge)
         if k is not None:
             pairs = torch.stack([edge_index_j, edge_index_i])
@@ -272,22 +286,61 @@ get_explanation_subgraph`) leave out edges that count against.
                 keep = topk_edge_mask(edge_score, pairs, k,
                                       num_targets).view(-1, 1, 1)
             logits = logits.masked_fill(~keep, float('-inf'))
-        alpha = softmax(logits.flatten(1), edge_index_i, ptr, num_targets)
+        alpha = softmax(logits.flatten(1), edge_index_i,
+                        num_nodes=num_targets)
         first, second = alpha.chunk(2, dim=1)
         return first - self.compute_lambda() * second
 
     def message(self, value_j: Tensor, alpha: Tensor,
                 edge: OptTensor) -> Tensor:
         r"""Computes the messages along all edges, ``[E, H, C]``."""
-        alpha = F.dropout(alpha, p=self.dropout, training=self.training)
         if edge is not None:
             value_j = value_j + edge
         return value_j * alpha.to(value_j.dtype).unsqueeze(-1)
 
-    def _check_inputs(self, x: PairTensor, edge_index: Adj,
+    def _needs_messages(self) -> bool:
+        # Somebody explains, looks at or has redefined them, or they are not
+        # summed; a compiler does without their memory anyway. Else, the sum
+        # over the edges is had without.
+        hooks = [self._propagate_forward_pre_hooks,
+                 self._propagate_forward_hooks,
+                 self._message_forward_pre_hooks,
+                 self._message_forward_hooks,
+                 self._aggregate_forward_pre_hooks,
+                 self._aggregate_forward_hooks]
+        return (torch.compiler.is_compiling() or self.explain is True
+                or any(len(hook) > 0 for hook in hooks)
+                or not isinstance(self.aggr_module, SumAggregation)
+                or any(getattr(getattr(self, name), '__func__', None)
+                       is not getattr(SparseDiffAttentionConv, name)
+                       for name in ('message', 'aggregate', 'update')))
+
+    def _to_edges(self, edge_index: Adj, size: Tuple[int, int]) -> Tensor:
+        # To plain `[2, E]`, whatever holds the edges.
+        given: Tuple[Optional[int], Optional[int]] = (None, None)
+        if isinstance(edge_index, EdgeIndex):
+            given = edge_index.sparse_size()
+            if self.flow == 'target_to_source':
+                given = (given[1], given[0])
+            edge_index = edge_index.as_tensor()
+        elif is_sparse(edge_index):
+            # The transposed adjacency matrix.
+            given = (edge_index.size(1), edge_index.size(0))
+            if self.flow == 'target_to_source':
+                raise ValueError("A sparse matrix fixes the direction of its "
+                                 "edges: pass it transposed, and leave 'flow' "
+                                 "at 'source_to_target'")
+            edge_index = to_edge_index(edge_index)[0].flip(0)
+        for name, number, wanted in zip(('sources', 'targets'), given, size):
+            if number is not None and number != wanted:
+                raise ValueError(f"'edge_index' is of {number} {name}, 'x' of "
+                                 f"{wanted}")
+        return edge_index
+
+    def _check_inputs(self, size: Tuple[int, int], edges: Tensor,
                       edge_attr: OptTensor, edge_score: OptTensor,
                       k: Optional[Union[int, Tensor]]) -> None:
-        num_edges = _num_edges(edge_index)
+        num_edges = edges.size(1)
         if edge_attr is None and self.edge_dim is not None:
             raise ValueError(f"'edge_attr' is missing: the layer was built "
                              f"with 'edge_dim={self.edge_dim}'")
@@ -307,19 +360,11 @@ get_explanation_subgraph`) leave out edges that count against.
                                  f"{list(edge_score.shape)})")
             check_score('edge_score', edge_score)
         if k is not None:
-            check_k(k, [(x[1].size(0), )])
+            check_k(k, [(size[1], )])
 
     def __repr__(self) -> str:
         return (f'{self.__class__.__name__}({self.in_channels}, '
                 f'{self.out_channels}, heads={self.heads})')
-
-
-def _num_edges(edge_index: Adj) -> int:
-    if not isinstance(edge_index, Tensor):
-        return edge_index.nnz()
-    if is_torch_sparse_tensor(edge_index):
-        return edge_index.values().size(0)
-    return edge_index.size(1)
 
 
 def _edge_features(edge_index: Adj) -> OptTensor:

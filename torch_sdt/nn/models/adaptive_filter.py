@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_sdt.loader import SubgraphBatch
+from torch_sdt.nn.models.pair_head import targets
 from torch_sdt.nn.models.topk_predictor import relative_huber
 
 
@@ -62,5 +63,5 @@ class AdaptiveFilter(torch.nn.Module):
 
     def loss(self, batch: SubgraphBatch) -> Tensor:
         r"""The training loss, see :meth:`TopKPredictor.loss`."""
-        assert batch.topk is not None
-        return relative_huber(self(batch), batch.topk, self.k)
+        _, topk = targets(batch)
+        return relative_huber(self(batch), topk, self.k)

@@ -1,6 +1,10 @@
+from typing import Tuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from torch_sdt.loader import SubgraphBatch
 
 
 class PairHead(torch.nn.Module):
@@ -40,3 +44,16 @@ def pair_loss(logits: Tensor, same: Tensor) -> Tensor:
     """
     return F.binary_cross_entropy_with_logits(
         logits[:, 1:].float(), same[:, 1:].float())
+
+
+def targets(batch: SubgraphBatch) -> Tuple[Tensor, Tensor]:
+    r"""What a batch says to train on: who is of the node's identity, shape
+    ``[B, K]``, and how many neighbours it had better trust, shape ``[B]``.
+
+    Raises:
+        ValueError: If the loader was not given any identities.
+    """
+    if batch.same is None or batch.topk is None:
+        raise ValueError("The batch has no targets to train on: give the "
+                         "loader the identities 'y'")
+    return batch.same, batch.topk

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from torch_sdt.loader import SubgraphBatch
 from torch_sdt.nn.models.neighbor_encoder import NeighborEncoder
-from torch_sdt.nn.models.pair_head import PairHead, pair_loss
+from torch_sdt.nn.models.pair_head import PairHead, pair_loss, targets
 
 
 class SparseDiffTransformer(torch.nn.Module):
@@ -74,6 +74,6 @@ class SparseDiffTransformer(torch.nn.Module):
         r"""The training loss of a batch with targets: binary cross entropy,
         and .01 times the balance of experts.
         """
-        assert batch.same is not None
-        return (pair_loss(self(batch), batch.same) +
+        same, _ = targets(batch)
+        return (pair_loss(self(batch), same) +
                 .01 * self.encoder.balance_loss())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from torch_sdt.loader import SubgraphBatch
 from torch_sdt.nn.models.neighbor_encoder import NeighborEncoder
-from torch_sdt.nn.models.pair_head import PairHead, pair_loss
+from torch_sdt.nn.models.pair_head import PairHead, pair_loss, targets
 from torch_sdt.ops.topk import expected_topk
 
 HEADS = ('rank', 'regression')
@@ -82,12 +82,12 @@ class TopKPredictor(torch.nn.Module):
         r"""The training loss of a batch with targets (``y`` of
         :class:`~torch_sdt.loader.NeighborSubgraphs`).
         """
-        assert batch.same is not None and batch.topk is not None
+        same, topk = targets(batch)
         out = self(batch)
         if self.head == 'rank':
-            loss = pair_loss(out, batch.same)
+            loss = pair_loss(out, same)
         else:
-            loss = relative_huber(out, batch.topk, self.encoder.k)
+            loss = relative_huber(out, topk, self.encoder.k)
         return loss + .01 * self.encoder.balance_loss()
 
 

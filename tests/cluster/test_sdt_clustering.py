@@ -1,0 +1,588 @@
+import json
+import os
+import random
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+import torch_sdt.typing
+from torch_sdt.cluster import EdgeRule, SDTClustering
+from torch_sdt.cluster.edges import mean_fscore
+from torch_sdt.datasets import SyntheticFaces
+from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.nn import (
+    AdaptiveFilter,
+    SparseDiffTransformer,
+    TopKPredictor,
+)
+from torch_sdt.ops import normalize_features
+
+pytest.importorskip('numba')
+
+# With the default margin, at this width sparse attention would be dense.
+SMALL = dict(hidden_channels=16, ffn_channels=16, num_layers=1, heads=2,
+             margin=1)
+K = 8
+
+
+@lru_cache(maxsize=None)
+def world(split='train', identities=30, dim=32, seed=0):
+    data = SyntheticFaces('ms1m', num_identities=identities, dim=dim,
+                          images_per_identity=(2, 5), split=split, seed=seed)
+    return data.x, data.y
+
+
+def estimator(**kwargs):
+    # So that an epoch of a hundred samples makes a difference.
+    return SDTClustering(**{'k': K, 'epochs': 1, 'batch_size': 4, 'lr': .05,
+                            'model_args': SMALL, **kwargs})
+
+
+@lru_cache(maxsize=None)
+def fitted():
+    return estimator().fit(*world())
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    # They take longer than the rest.
+    monkeypatch.setattr(torch_sdt.typing, 'WITH_MATPLOTLIB', False)
+
+
+def never(*args, **kwargs):
+    pytest.fail('Work started before the arguments were checked')
+
+
+def weights(model):
+    out = {f'predictor.{name}': value
+           for name, value in model.predictor_.state_dict().items()}
+    if model.transformer_ is not None:
+        out.update((f'transformer.{name}', value) for name, value in
+                   model.transformer_.state_dict().items())
+    return out
+
+
+def equal(first, second):
+    first, second = weights(first), weights(second)
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items())
+
+
+# The contract ################################################################
+
+
+def test_fit():
+    (x, y), model = world(), estimator()
+    assert model.fit(x, y) is model
+    assert isinstance(model.predictor_, TopKPredictor)
+    assert isinstance(model.transformer_, SparseDiffTransformer)
+    assert isinstance(model.rule_, EdgeRule)
+    assert 0 < model.validation_score_ <= 1
+    assert (model.k_, model.n_features_in_) == (K, 32)
+    assert list(model.history_) == ['predictor', 'transformer']
+    for history in model.history_.values():
+        assert [row['epoch'] for row in history.rows] == [1]
+        assert 0 <= history.rows[0]['mean_f'] <= 1
+    assert not hasattr(model, 'labels_')
+    # The constructor's arguments stay what they were.
+    assert model.get_params() == estimator().get_params()
+
+
+def test_predict():
+    x, _ = world('test')
+    model = fitted()
+    labels = model.predict(x)
+    assert labels.dtype == np.int64 and labels.shape == (len(x), )
+    assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+    assert np.array_equal(model.labels_, labels)
+    # It has a predict, and learns before: no fit_predict.
+    assert not hasattr(model, 'fit_predict')
+    # What was clustered before does not matter.
+    model.predict(world()[0])
+    assert np.array_equal(model.predict(x), labels)
+
+
+def test_same_seed_same_everything():
+    x, y = world()
+    torch.rand(3)  # whatever the global generator does
+    again = estimator().fit(x, y)
+    assert equal(again, fitted())
+    assert again.rule_ == fitted().rule_
+    assert again.validation_score_ == fitted().validation_score_
+    other = world('test')[0]
+    assert np.array_equal(again.predict(other), fitted().predict(other))
+    third = estimator(seed=1).fit(x, y)
+    assert not equal(third, again)
+
+
+def test_global_generators_are_left_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), \
+        random.getstate()
+    estimator().fit(*world()).predict(world('test')[0])
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert random.getstate() == before[2]
+
+
+@pytest.mark.parametrize('convert', [
+    lambda x, y: (torch.from_numpy(x), torch.from_numpy(y)),
+    lambda x, y: (x, y.tolist()),
+    lambda x, y: (np.asfortranarray(x), 5 * y + 3),
+    lambda x, y: (x, np.array([f'id-{i:03}' for i in y])),
+], ids=['torch', 'list', 'numbers', 'names'])
+def test_kinds_of_input(convert):
+    x, y = convert(*world())
+    model = estimator().fit(x, y)
+    assert equal(model, fitted())
+    assert model.rule_ == fitted().rule_
+    other = world('test')[0]
+    assert np.array_equal(model.predict(torch.from_numpy(other)),
+                          fitted().predict(other))
+
+
+def test_scikit_learn():
+    model = fitted()
+    copy = clone(model)
+    assert copy.get_params() == model.get_params()
+    assert not hasattr(copy, 'rule_')
+    assert 'SDTClustering(' in repr(model)
+    with pytest.raises(ValueError, match='layers'):
+        estimator().set_params(layers=3)
+    for call in (lambda: copy.predict(world()[0]),
+                 lambda: copy.save('absent.safetensors')):
+        with pytest.raises(NotFittedError):
+            call()
+    assert not os.path.exists('absent.safetensors')
+
+
+def test_it_clusters_identities_it_has_not_seen():
+    # Well separated, and other identities than in training.
+    rng = np.random.default_rng(0)
+    sets = []
+    for num in (20, 15):
+        y = rng.permutation(np.repeat(np.arange(num), 8))
+        center = rng.normal(size=(num, 24))
+        sets.append((center[y] + .45 * rng.normal(size=(y.size, 24)), y))
+    model = estimator(epochs=2).fit(*sets[0])
+    x, y = sets[1]
+    score = mean_fscore(y, model.predict(x))
+    alone = mean_fscore(y, np.arange(y.size))
+    one = mean_fscore(y, np.zeros(y.size, dtype=int))
+    assert score > .9 > 2 * max(alone, one)
+
+
+# All variants ################################################################
+
+
+@pytest.mark.parametrize('attention', ['vanilla', 'diff', 'sparse-diff',
+                                       None])
+@pytest.mark.parametrize('predictor', ['rank', 'regression', 'bilstm'])
+def test_variants(tmp_path, predictor, attention):
+    x, y = world()
+    model = estimator(predictor=predictor, attention=attention).fit(x, y)
+    assert isinstance(model.predictor_, AdaptiveFilter) == (
+        predictor == 'bilstm')
+    assert (model.transformer_ is None) == (attention is None)
+    assert len(model.history_) == (1 if attention is None else 2)
+    other = world('test')[0]
+    labels = model.predict(other)
+    assert 1 < labels.max() + 1 <= len(other)
+    model.save(tmp_path / 'model.safetensors')
+    loaded = SDTClustering.load(tmp_path / 'model.safetensors')
+    assert np.array_equal(loaded.predict(other), labels)
+    if attention is not None:
+        kinds = {module.attention for module in model.transformer_.modules()
+                 if hasattr(module, 'mask')}
+        assert kinds == {attention}
+
+
+@pytest.mark.parametrize('kwargs', [
+    {'experts': 3}, {'experts': 2, 'attention': 'vanilla'},
+    {'tokens': 'feature'}, {'merge': 'jaccard'}, {'merge': 'boundary'},
+    {'center': True}, {'precision': 'bf16-mixed'}, {'epochs': 2,
+                                                     'patience': 1},
+    {'model_args': {**SMALL, 'lambda_form': 'reparam', 'mask': 'logits',
+                    'margin': 2}},
+    {'attention': None, 'predictor': 'regression', 'merge': 'jaccard'},
+    {'val_share': .5, 'lr': 1e-4, 'index': 'torch', 'verbose': True},
+], ids=str)
+def test_other_arguments(tmp_path, kwargs):
+    x, y = world()
+    model = estimator(**kwargs).fit(x, y)
+    other = world('test')[0]
+    labels = model.predict(other)
+    model.save(tmp_path / 'model.safetensors')
+    loaded = SDTClustering.load(tmp_path / 'model.safetensors')
+    assert np.array_equal(loaded.predict(other), labels)
+    if 'merge' in kwargs:
+        assert model.rule_.merge == kwargs['merge']
+
+
+@pytest.mark.parametrize('size,parameters', [('small', 128), ('base', 256)])
+def test_sizes(size, parameters, monkeypatch):
+    # Built, not trained.
+    model = SDTClustering(k=K, size=size)
+    monkeypatch.setattr(SDTClustering, '_train', lambda self, *args: None)
+    monkeypatch.setattr(SDTClustering, '_choose', lambda self, *args: None)
+    model.fit(*world())
+    for network in (model.predictor_, model.transformer_):
+        assert network.encoder.rank.shape == (K, parameters)
+
+
+def test_features_can_be_centred():
+    # An offset that all share hides everything else.
+    x, y = world()
+    far = normalize_features(x).numpy() + 10.
+    model = estimator(center=True).fit(far, y)
+    plain = estimator(center=True).fit(normalize_features(x).numpy(), y)
+    assert model.validation_score_ == pytest.approx(plain.validation_score_,
+                                                    abs=.1)
+    other = world('test')[0]
+    labels = plain.predict(normalize_features(other).numpy())
+    assert np.array_equal(
+        labels, plain.predict(normalize_features(other).numpy() - .01))
+
+
+def test_default_width_is_no_more_than_there_is():
+    # A default that does not fit is no fault of the caller.
+    x, y = world()
+    model = estimator(k=None).fit(x, y)
+    assert model.k_ <= len(x)
+    assert model.predict(x).shape == y.shape
+
+
+# Other sets ##################################################################
+
+
+def test_models_of_relations_serve_any_dimension():
+    x, y = world(dim=48)
+    for model in (fitted(), estimator(predictor='regression').fit(*world())):
+        labels = model.predict(x)
+        assert labels.shape == y.shape
+        # The same whatever the coordinates.
+        wide = np.concatenate([np.zeros((len(x), 3)), x], axis=1)
+        assert np.array_equal(model.predict(wide), labels)
+
+
+@pytest.mark.parametrize('kwargs', [{'tokens': 'feature'},
+                                    {'predictor': 'bilstm'}])
+def test_models_of_features_serve_their_dimension(monkeypatch, kwargs):
+    model = estimator(**kwargs).fit(*world())
+    monkeypatch.setattr(Neighbors, 'search', never)
+    with pytest.raises(ValueError, match='fitted to features of dimension 32 '
+                                         '.got 48'):
+        model.predict(world(dim=48)[0])
+
+
+@pytest.mark.parametrize('n', [1, 2, 3, K - 1, K, K + 1])
+def test_few_samples(n):
+    x = world('test')[0][:n]
+    labels = fitted().predict(x)
+    assert labels.shape == (n, ) and labels.dtype == np.int64
+    assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+    assert np.array_equal(fitted().labels_, labels)
+
+
+def test_exact_duplicates():
+    x = np.repeat(world('test')[0][:10], 3, axis=0)
+    labels = fitted().predict(x)
+    assert labels.shape == (30, )
+    one = fitted().predict(np.repeat(x[:1], 30, axis=0))
+    assert one.shape == (30, )
+
+
+def test_a_ready_table():
+    (x, y), (other, _) = world(), world('test')
+    model = estimator().fit(x, y, neighbors=Neighbors.build(x, K))
+    assert equal(model, fitted())
+    assert model.rule_ == fitted().rule_
+    labels = fitted().predict(other)
+    # Of a wider one, the first neighbours.
+    for k in (K, K + 5):
+        table = Neighbors.build(other, k)
+        assert np.array_equal(fitted().predict(other, neighbors=table),
+                              labels)
+    # A narrower one will do.
+    narrow = Neighbors.build(other, 3)
+    assert fitted().predict(other, neighbors=narrow).shape == labels.shape
+
+
+def test_bad_tables(monkeypatch):
+    (x, y), model = world(), fitted()
+    short = Neighbors.build(x[1:], K)
+    broken = Neighbors(Neighbors.build(x, K).index.flip(1),
+                       Neighbors.build(x, K).similarity)
+    monkeypatch.setattr(Neighbors, 'search', never)
+    for table, message in ((short, f'{len(x) - 1} rows, but there are '
+                                   f'{len(x)}'),
+                           (broken, 'Row 0 does not start')):
+        with pytest.raises(ValueError, match=message):
+            estimator().fit(x, y, neighbors=table)
+        with pytest.raises(ValueError, match=message):
+            model.predict(x, neighbors=table)
+    with pytest.raises(ValueError, match='rows, but there are 1 samples'):
+        model.predict(x[:1], neighbors=short)
+
+
+def test_groups_are_kept_together(monkeypatch):
+    x, y = world()
+    seen = {}
+
+    def table(self, rows, neighbors=None):
+        seen[len(seen)] = rows
+        return before(self, rows, neighbors)
+
+    before = SDTClustering._table
+    monkeypatch.setattr(SDTClustering, '_table', table)
+    group = y % 5
+    estimator().fit(x, y, group)
+    # The first two tables are of training and of held-out rows.
+    unit = normalize_features(x)
+    rows = [{int((unit == row).all(dim=1).nonzero()[0]) for row in seen[i]}
+            for i in range(2)]
+    assert rows[0] | rows[1] == set(range(len(x)))
+    sides = [{int(group[row]) for row in side} for side in rows]
+    assert not sides[0] & sides[1]
+
+
+# Files #######################################################################
+
+
+def test_save_and_load(tmp_path):
+    model, path = fitted(), tmp_path / 'model.safetensors'
+    model.save(str(path))
+    assert os.listdir(tmp_path) == ['model.safetensors']
+    loaded = SDTClustering.load(path)
+    assert loaded.get_params() == model.get_params()
+    assert (loaded.rule_, loaded.k_, loaded.validation_score_) == (
+        model.rule_, model.k_, model.validation_score_)
+    assert equal(loaded, model)
+    for network in (loaded.predictor_, loaded.transformer_):
+        assert not network.training
+    for x in (world('test')[0], world(dim=48)[0]):
+        assert np.array_equal(loaded.predict(x), model.predict(x))
+    # And on: the same file.
+    loaded.save(tmp_path / 'again.safetensors')
+    assert path.read_bytes() == (tmp_path /
+                                 'again.safetensors').read_bytes()
+    # A device of its own is no part of the model.
+    assert SDTClustering.load(path, device='cpu').device == 'cpu'
+
+
+def test_the_file_is_safetensors_and_json(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    estimator(workdir=str(tmp_path / 'work')).fit(*world()).save(path)
+    with safe_open(path, 'pt') as file:
+        meta = json.loads(file.metadata()['torch_sdt'])
+        assert set(file.keys()) == set(weights(fitted()))
+    assert meta['class'] == 'SDTClustering'
+    # Nothing of the machine that it was made on.
+    assert not {'device', 'workdir', 'verbose'} & set(meta['arguments'])
+    assert str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_settings_of_numpy_can_be_saved(tmp_path):
+    model = estimator(k=np.int64(K), epochs=np.int64(1),
+                      lr=np.float64(.05), workdir=str(tmp_path / 'work'))
+    model.fit(*world()).save(tmp_path / 'model.safetensors')
+    loaded = SDTClustering.load(tmp_path / 'model.safetensors')
+    assert loaded.k == K and equal(loaded, fitted())
+
+
+def test_load_of_what_is_no_model(tmp_path):
+    path = tmp_path / 'model.safetensors'
+    with pytest.raises(FileNotFoundError, match='There is no file'):
+        SDTClustering.load(path)
+    fitted().save(path)
+    data = path.read_bytes()
+    for bad in (b'', data[:100], data[:-1], b'x' * 500):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match='truncated'):
+            SDTClustering.load(path)
+    path.write_bytes(data)
+    tensors, meta = load_tensors(path)
+    for change, message in (
+            ({'class': 'FCES'}, "holds no SDTClustering .but 'FCES'"),
+            ({'format': 99}, 'has format 99, and this version .* format 1')):
+        save_tensors(path, tensors, {**meta, **change})
+        with pytest.raises(ValueError, match=message):
+            SDTClustering.load(path)
+    # The checkpoint of a training is no model.
+    estimator(workdir=str(tmp_path)).fit(*world())
+    with pytest.raises(ValueError, match='holds no SDTClustering'):
+        SDTClustering.load(tmp_path / 'predictor.safetensors')
+
+
+@pytest.mark.parametrize('spoil', [
+    lambda tensors: tensors.pop('predictor.encoder.rank'),
+    lambda tensors: tensors.update({'predictor.more': torch.ones(1)}),
+    lambda tensors: tensors.update({
+        'transformer.encoder.rank': torch.ones(K, 5)}),
+], ids=['missing', 'unexpected', 'shape'])
+def test_load_of_weights_that_do_not_fit(tmp_path, spoil):
+    path = tmp_path / 'model.safetensors'
+    fitted().save(path)
+    tensors, meta = load_tensors(path)
+    spoil(tensors)
+    save_tensors(path, tensors, meta)
+    with pytest.raises(ValueError, match='model.safetensors'):
+        SDTClustering.load(path)
+
+
+# Interruption ################################################################
+
+
+@pytest.mark.parametrize('at', [1, 2, 3, 4])
+def test_a_killed_fit_goes_on(tmp_path, monkeypatch, at):
+    # Two epochs of two networks: killed after each.
+    x, y = world()
+    whole = estimator(epochs=2).fit(x, y)
+    calls = []
+
+    class Killed(Exception):
+        pass
+
+    def validate(self, *args):
+        calls.append(args)
+        if len(calls) == at:
+            raise Killed
+        return before(self, *args)
+
+    before = SDTClustering._validate
+    monkeypatch.setattr(SDTClustering, '_validate', validate)
+    with pytest.raises(Killed):
+        estimator(epochs=2, workdir=str(tmp_path)).fit(x, y)
+    # Elsewhere, with another state of the global generator.
+    torch.rand(3)
+    model = estimator(epochs=2, workdir=str(tmp_path)).fit(x, y)
+    # Only what was cut off is done again.
+    assert len(calls) == 4 + 1
+    assert equal(model, whole)
+    assert model.rule_ == whole.rule_
+    other = world('test')[0]
+    assert np.array_equal(model.predict(other), whole.predict(other))
+    assert set(os.listdir(tmp_path)) == {
+        f'{name}.{end}' for name in ('predictor', 'transformer')
+        for end in ('safetensors', 'csv')}
+
+
+@pytest.mark.parametrize('change', [
+    {'lr': 1e-2}, {'seed': 1}, {'batch_size': 16}, {'epochs': 2},
+    {'precision': 'bf16-mixed'}, {'val_share': .5}, {'center': True},
+    {'attention': 'diff'}, {'attention': 'vanilla'}, {'k': K - 1},
+    {'margin': 0}, {'dropout': .5}, {'lambda_init': .1}, {'mask': 'logits'},
+    {'predictor': 'regression'}, {'experts': 2}, {'index': 'torch'},
+    {'groups': True},
+], ids=str)
+def test_checkpoints_of_other_settings_are_not_used(tmp_path, change):
+    # Either it says so, or what comes out is what the settings say.
+    x, y = world()
+    estimator(workdir=str(tmp_path)).fit(x, y)
+    change = dict(change)
+    groups = y % 5 if change.pop('groups', False) else None
+    if not set(change) <= set(estimator().get_params()):
+        change = {'model_args': {**SMALL, **change}}
+    try:
+        model = estimator(workdir=str(tmp_path), **change).fit(x, y, groups)
+    except ValueError as e:
+        assert 'another training' in str(e) and 'workdir' in str(e)
+    else:
+        expected = estimator(**change).fit(x, y, groups)
+        assert equal(model, expected)
+
+
+def test_checkpoints_of_other_data_are_not_used(tmp_path):
+    x, y = world()
+    estimator(workdir=str(tmp_path)).fit(x, y)
+    other = np.where(y == 3, 4, y)
+    for args in ((x[::-1].copy(), y[::-1]), (x, other), (x + .01, y)):
+        with pytest.raises(ValueError, match='differs in data'):
+            estimator(workdir=str(tmp_path)).fit(*args)
+
+
+def test_exploding_is_an_error(tmp_path, monkeypatch):
+    def loss(self, batch):
+        return before(self, batch) * float('nan')
+
+    before = SparseDiffTransformer.loss
+    monkeypatch.setattr(SparseDiffTransformer, 'loss', loss)
+    with pytest.raises(FloatingPointError, match="loss of 'transformer'"):
+        estimator().fit(*world())
+
+
+# Errors ######################################################################
+
+
+@pytest.mark.parametrize('kwargs,message', [
+    ({'predictor': 'lstm'}, r"'predictor' must be .*'bilstm'.* 'lstm'"),
+    ({'attention': 'dense'}, "'attention' must be .*None.* 'dense'"),
+    ({'tokens': 'pixels'}, "'tokens' must be .*'pixels'"),
+    ({'size': 'large'}, "'size' must be .*'small', 'base'.*'large'"),
+    ({'merge': 'median'}, "'merge' must be .*'boundary'.*'median'"),
+    ({'val_share': 0.}, "'val_share' must be between 0 and 1 .got 0.0"),
+    ({'val_share': 1.}, "'val_share' must be between 0 and 1 .got 1.0"),
+    ({'experts': 0}, "'experts' must be at least 1 .got 0"),
+    ({'epochs': 0}, "'epochs' must be at least 1 .got 0"),
+    ({'k': 1}, "'k' must be between 2 and .* .got 1"),
+    ({'k': 1000}, "'k' must be between 2 and .* .got 1000"),
+    ({'model_args': {**SMALL, 'heads': 3}}, 'multiple of the 3 heads'),
+    ({'model_args': {**SMALL, 'lambda_form': 'x'}}, "'lambda_form' must"),
+    ({'batch_size': 0}, "'batch_size' must be at least 1 .got 0"),
+    ({'lr': 0.}, "'lr' must be positive .got 0.0"),
+    ({'patience': 0}, "'patience' must be at least 1 .got 0"),
+    ({'precision': 'half'}, "'precision' must be .*'half'"),
+    ({'index': 'nonsense'}, "'index' must be"),
+    ({'predictor': 'regression', 'attention': None, 'merge': 'mean'},
+     "'merge'"),
+], ids=str)
+def test_bad_arguments(monkeypatch, kwargs, message):
+    # Before any work: hours of it may follow.
+    if 'index' not in kwargs:
+        monkeypatch.setattr(Neighbors, 'search', never)
+    with pytest.raises(ValueError, match=message):
+        estimator(**kwargs).fit(*world())
+
+
+def test_unknown_arguments(monkeypatch):
+    monkeypatch.setattr(Neighbors, 'search', never)
+    with pytest.raises(TypeError, match='layers'):
+        SDTClustering(layers=3)
+    with pytest.raises(TypeError, match='layers'):
+        estimator(model_args={'layers': 3}).fit(*world())
+
+
+@pytest.mark.parametrize('spoil,message', [
+    (lambda x, y: (x, None), 'y is missing'),
+    (lambda x, y: (x, y[1:]), "'y' must have shape"),
+    (lambda x, y: (x, np.where(y == y[5], np.nan, y)), 'has no label'),
+    (lambda x, y: (x, np.zeros_like(y)), 'at least 8 identities.*got 1'),
+    (lambda x, y: (x, y % 7), 'at least 8 identities.*got 7'),
+    (lambda x, y: (x, y, np.zeros_like(y)), 'one group'),
+    (lambda x, y: (x, y, y[1:]), "'groups' must have shape"),
+    (lambda x, y: (x, y, np.arange(y.size)), 'in two groups'),
+    (lambda x, y: (np.where(np.arange(len(x))[:, None] == 7, np.nan, x), y),
+     'Row 7'),
+    (lambda x, y: (x[:, 0], y), r'\[N, D\]'),
+])
+def test_bad_data(monkeypatch, spoil, message):
+    monkeypatch.setattr(Neighbors, 'search', never)
+    with pytest.raises(ValueError, match=message):
+        estimator().fit(*spoil(*world()))
+
+
+@pytest.mark.parametrize('spoil,message', [
+    (lambda x: x[:0], 'empty'),
+    (lambda x: x[0], r'\[N, D\]'),
+    (lambda x: np.where(np.arange(len(x))[:, None] == 3, np.inf, x), 'Row 3'),
+    (lambda x: np.where(np.arange(len(x))[:, None] == 5, 0., x), 'Row 5'),
+])
+def test_bad_features_to_predict(spoil, message):
+    with pytest.raises(ValueError, match=message):
+        fitted().predict(spoil(world('test')[0]))
