@@ -68,7 +68,8 @@ def _cluster(args: argparse.Namespace) -> None:
     _check_files(args, ('.meta', '.txt'))
     estimator = _estimator(args)
     stages = Stages()
-    x, truth, neighbors = _read_and_search(args, stages)
+    x, truth, neighbors = _read_and_search(
+        args, stages, getattr(estimator, 'check_dimension', None))
     with stages('cluster') as stage:
         if args.model is not None:
             labels = estimator.predict(x, neighbors=neighbors)
@@ -223,6 +224,7 @@ def _estimator(args: argparse.Namespace) -> Any:
         # The features are centred once, before the search.
         args.center, trained.center = trained.center, False
         args.k = trained.k_
+        args.index = args.index or trained.index
         return trained
     name, options = _METHODS[args.method]
     given = {option: getattr(args, option) for option in options
@@ -235,13 +237,18 @@ def _estimator(args: argparse.Namespace) -> Any:
     return estimator
 
 
-def _read_and_search(args: argparse.Namespace, stages: Stages
-                     ) -> Tuple[Tensor, Optional[np.ndarray], Neighbors]:
+def _read_and_search(
+    args: argparse.Namespace,
+    stages: Stages,
+    check_dimension: Any = None,
+) -> Tuple[Tensor, Optional[np.ndarray], Neighbors]:
     from torch_sdt.ops import normalize_features
 
     with stages('read') as stage:
         features = _read_features(args)
         num_samples, dim = features.shape
+        if check_dimension is not None:
+            check_dimension(dim)
         truth = None
         if args.truth is not None:
             truth = _read_truth(args.truth, num_samples, args.features)

@@ -199,29 +199,42 @@ def test_learning_rate():
     assert Trainer(10, lr=.1, warmup=0)._lr(0, 8) == .1
 
 
-def test_the_gradient_is_clipped():
-    # Weight decay aside, the first step of SGD would be lr times the clip;
-    # AdamW divides by it: what is watched is the gradient itself.
-    norms = []
+@pytest.fixture
+def steps(monkeypatch):
+    # The optimizer's rate and the norm of the gradient at each of its steps.
+    out, before = [], torch.optim.AdamW.step
 
-    class Watched(Tiny):
+    def step(self, *args, **kwargs):
+        group, = self.param_groups
+        norms = [p.grad.norm() for p in group['params']]
+        out.append((group['lr'], torch.stack(norms).norm().item()))
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
+    return out
+
+
+def test_the_learning_rate_goes_on_from_epoch_to_epoch(steps, tmp_path):
+    trainer = Trainer(EPOCHS, lr=.01, warmup=5)
+    expected = [trainer._lr(step, STEPS) for step in range(EPOCHS * STEPS)]
+    train()
+    assert [lr for lr, _ in steps] == expected
+    # And from process to process.
+    steps.clear()
+    interrupted(tmp_path, 'validate')
+    assert len(steps) == 3 * STEPS
+    train(validate=Validate(first=3), workdir=str(tmp_path))
+    assert [lr for lr, _ in steps[3 * STEPS:]] == expected[2 * STEPS:]
+
+
+def test_the_gradient_is_clipped(steps):
+    class Steep(Tiny):
         def loss(self, batch):
             return 1e4 * super().loss(batch)
 
-    model, before = Watched(), torch.optim.AdamW.step
-
-    def step(self, *args, **kwargs):
-        grads = [p.grad.norm() for p in model.parameters()
-                 if p.grad is not None]
-        norms.append(float(torch.stack(grads).norm()))
-        return before(self, *args, **kwargs)
-
-    torch.optim.AdamW.step = step
-    try:
-        train(model, clip=.25, epochs=1)
-    finally:
-        torch.optim.AdamW.step = before
-    assert norms == pytest.approx([.25] * STEPS, rel=1e-3)
+    train(Steep(), clip=.25, epochs=1)
+    assert [norm for _, norm in steps] == pytest.approx([.25] * STEPS,
+                                                        rel=1e-3)
 
 
 def test_bf16():

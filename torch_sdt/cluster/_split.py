@@ -10,7 +10,7 @@ from torch_sdt.typing import ArrayLike
 MIN_IDENTITIES = 8
 
 
-def check_labels(y: Any, num_samples: int) -> np.ndarray:
+def check_labels(y: Any, num_samples: int, name: str = 'y') -> np.ndarray:
     r"""The labels as int64 numpy, numbered from 0.
 
     Raises:
@@ -21,8 +21,8 @@ def check_labels(y: Any, num_samples: int) -> np.ndarray:
                          "fit(X, y) (y is missing)")
     y = np.asarray(y.cpu() if hasattr(y, 'cpu') else y)
     if y.shape != (num_samples, ):
-        raise ValueError(f"'y' must have shape [{num_samples}], one label a "
-                         f"sample (got {list(y.shape)})")
+        raise ValueError(f"'{name}' must have shape [{num_samples}], one "
+                         f"label a sample (got {list(y.shape)})")
     if y.dtype.kind == 'f' and not np.isfinite(y).all():
         row = int(np.flatnonzero(~np.isfinite(y))[0])
         raise ValueError(f"Row {row} has no label (got {y[row]})")
@@ -39,7 +39,7 @@ def split_identities(
     held-out ones.
 
     Args:
-        y (numpy.ndarray): Identities, int64, shape ``[N]``.
+        y (numpy.ndarray): Identities, integers, shape ``[N]``.
         groups (optional): Identities of one group stay together, shape
             ``[N]``. (default: each identity is a group)
         share (float, optional): Share of the groups that is held out.
@@ -53,6 +53,7 @@ def split_identities(
         ValueError: If there are too few identities or groups, or an identity
             is in two groups.
     """
+    y = check_labels(y, np.shape(y)[0])
     num = int(y.max()) + 1
     if num < MIN_IDENTITIES:
         raise ValueError(f"Training needs at least {MIN_IDENTITIES} "
@@ -60,7 +61,7 @@ def split_identities(
                          f"{num})")
     group = y
     if groups is not None:
-        group = check_labels(groups, y.size)
+        group = check_labels(groups, y.size, 'groups')
         pairs = np.unique(np.stack([y, group]), axis=1)
         if pairs.shape[1] > num:
             twice = int(pairs[0, 1:][pairs[0, 1:] == pairs[0, :-1]][0])

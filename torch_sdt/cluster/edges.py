@@ -121,7 +121,9 @@ class Edges:
             rule.markov_time, seed)
 
     def _verdict(self) -> Tensor:
-        assert self.verdict is not None
+        if self.verdict is None:
+            raise ValueError("There is no verdict to merge: only 'jaccard' "
+                             "does without")
         return self.verdict
 
     def _boundary(self, rule: EdgeRule) -> Tensor:
@@ -183,8 +185,8 @@ def choose_rule(
         (EdgeRule, float): The best rule, the first of equals, and its score,
         the mean of pairwise F and BCubed F.
     """
-    if edges.verdict is None:
-        merges = [merge for merge in merges if merge == 'jaccard']
+    if edges.verdict is None and tuple(merges) == DEFAULT_MERGES:
+        merges = ('jaccard', )
     best, best_score = EdgeRule(), -1.
     first = rules(merges)
     with progress(len(first) + len(_MARKOV_TIMES), 'edge rule', verbose,

@@ -232,21 +232,24 @@ class SDTClustering(BaseEstimator):
                                       self.seed)
         if neighbors is not None:
             neighbors.validate(x.size(0))
-        width = default_k(x.size(0)) if self.k is None else self.k
+        width = self.k
+        if width is None:
+            width = min(default_k(x.size(0)), train.size)
         if not 2 <= width <= min(train.size, x.size(0)):
             raise ValueError(f"'k' must be between 2 and the number of "
                              f"training samples {train.size} (got {width})")
         self.k_, self.n_features_in_ = width, x.size(1)
         self._build()
-        data = hashlib.sha256(x.cpu().numpy().tobytes() + labels.tobytes())
-
+        fingerprint = ''
+        if self.workdir is not None:
+            fingerprint = self._fingerprint(x, labels, train)
         on_train, on_val = self._table(x[train]), self._table(x[val])
         y_train = torch.from_numpy(labels[train]).to(x.device)
         self.history_: Dict[str, History] = {}
         for name in ('predictor', 'transformer'):
             if getattr(self, f'{name}_') is not None:
                 self._train(name, on_train, y_train, on_val, labels[val],
-                            data.hexdigest())
+                            fingerprint)
         self._choose(x, labels, train, val, neighbors)
         return self
 
@@ -257,10 +260,7 @@ class SDTClustering(BaseEstimator):
             epochs = _SHOWN // _VIEW_SIZE
         elif epochs is None:
             epochs = min(max(round(_SHOWN / y.numel()), 1), _MOST_EPOCHS)
-        trainer = Trainer(
-            epochs, self.lr, patience=self.patience, seed=self.seed,
-            device=table.x.device, precision=self.precision,
-            workdir=self.workdir, name=name, verbose=self.verbose)
+        trainer = self._trainer(epochs, name, table.x.device)
         model = getattr(self, f'{name}_')
         if self.augment:
             relate = None if name == 'predictor' else self._infer_trust
@@ -280,6 +280,24 @@ class SDTClustering(BaseEstimator):
             model, self._loader(table, first, y, shuffle=True), validate,
             fingerprint)
 
+    def _trainer(self, epochs: int, name: str, device: Any = None) -> Trainer:
+        return Trainer(
+            epochs, self.lr, patience=self.patience, seed=self.seed,
+            device=device, precision=self.precision, workdir=self.workdir,
+            name=name, verbose=self.verbose)
+
+    def _fingerprint(self, x: Tensor, y: np.ndarray, train: np.ndarray
+                     ) -> str:
+        # Of all that a checkpoint's weights depend on.
+        arguments = self.get_params(deep=False)
+        for name in ('device', 'workdir', 'verbose', 'patience', 'merge'):
+            arguments.pop(name)
+        out = hashlib.sha256(repr(sorted(arguments.items())).encode())
+        out.update(y.tobytes() + train.tobytes())
+        for block in x.split(65536):
+            out.update(block.cpu().numpy().tobytes())
+        return out.hexdigest()
+
     def _check_arguments(self) -> None:
         for name, value, known in (
                 ('predictor', self.predictor, PREDICTORS),
@@ -290,6 +308,15 @@ class SDTClustering(BaseEstimator):
             if value not in known:
                 raise ValueError(f"'{name}' must be one of {list(known)} "
                                  f"(got {value!r})")
+        # It checks the arguments that are its own.
+        self._trainer(1, 'predictor')
+        if self.batch_size < 1:
+            raise ValueError(f"'batch_size' must be at least 1 (got "
+                             f"{self.batch_size})")
+        if (self.attention is None and self.predictor != 'rank'
+                and self.merge not in {None, 'jaccard'}):
+            raise ValueError(f"'merge' must be 'jaccard' where nothing gives "
+                             f"a verdict on pairs (got '{self.merge}')")
         if self.augment and (self.tokens != 'relation'
                              or self.predictor != 'rank'):
             raise ValueError("'augment' needs tokens='relation' and "
@@ -315,8 +342,7 @@ class SDTClustering(BaseEstimator):
             neighbors = Neighbors.search(x, width, self.index, None,
                                          self.seed, self.verbose)
         else:
-            neighbors = neighbors.validate(x.size(0)).truncate(
-                min(width, neighbors.k))
+            neighbors = neighbors.truncate(min(width, neighbors.k))
             neighbors = Neighbors(neighbors.index.to(x.device),
                                   neighbors.similarity.to(x.device))
         location, scale = estimate_background(x, self.seed)
@@ -456,10 +482,9 @@ class SDTClustering(BaseEstimator):
 
         check_is_fitted(self, 'rule_')
         x = self._features(X)
-        reads = self.tokens == 'feature' or self.predictor == 'bilstm'
-        if reads and x.size(1) != self.n_features_in_:
-            raise ValueError(f"The model was fitted to features of dimension "
-                             f"{self.n_features_in_} (got {x.size(1)})")
+        self.check_dimension(x.size(1))
+        if neighbors is not None:
+            neighbors.validate(x.size(0))
         if x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
             return self.labels_
@@ -471,6 +496,15 @@ class SDTClustering(BaseEstimator):
             cluster = edges.cluster(self.rule_, seed=self.seed)
             self.labels_ = cluster.cpu().numpy()
         return self.labels_
+
+    def check_dimension(self, dim: int) -> None:
+        r"""Raises a :class:`ValueError` unless features of this dimension can
+        be clustered.
+        """
+        reads = self.tokens == 'feature' or self.predictor == 'bilstm'
+        if reads and dim != self.n_features_in_:
+            raise ValueError(f"The model was fitted to features of dimension "
+                             f"{self.n_features_in_} (got {dim})")
 
     def _adapt(self, table: Table, edges: Edges) -> np.ndarray:
         if edges.verdict is None:
@@ -541,12 +575,17 @@ class SDTClustering(BaseEstimator):
             network = getattr(model, f'{name}_')
             if network is not None:
                 prefix = f'{name}.'
-                network.load_state_dict({
-                    key[len(prefix):]: value
-                    for key, value in tensors.items()
-                    if key.startswith(prefix)})
+                try:
+                    network.load_state_dict({
+                        key[len(prefix):]: value
+                        for key, value in tensors.items()
+                        if key.startswith(prefix)})
+                except RuntimeError as e:
+                    raise ValueError(f"The weights in '{path}' do not fit the "
+                                     f"settings in it") from e
                 network.eval()
         model.rule_ = EdgeRule(**meta['rule'])
         model.validation_score_ = meta['validation_score']
         model.history_ = {}
         return model
+

@@ -364,8 +364,13 @@ def test_sparse_diff_attention_conv_dropout():
     assert torch.equal(conv(x, edge_index), expected)
     assert torch.equal(alpha, weight)
     assert not torch.allclose(out, expected)
+    adj = to_torch_coo_tensor(edge_index, size=(10, 10)).t().coalesce()
+    for training in (False, True):
+        conv.train(training)
+        weight = conv(x, adj, return_attention_weights=True)[1][0].to_dense()
+        assert torch.allclose(weight[edge_index[1], edge_index[0]], alpha,
+                              atol=1e-6)
     # Right in the mean.
-    conv.train()
     mean = sum(conv(x, edge_index) for _ in range(2000)) / 2000
     assert (mean - expected).abs().max().item() < .15
     conv.dropout = 1.
