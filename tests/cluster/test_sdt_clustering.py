@@ -11,7 +11,11 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import torch_sdt.typing
-from torch_sdt.cluster import EdgeRule, SDTClustering
+from torch_sdt.cluster import (
+    EdgeRule,
+    SDTClustering,
+    TopKJaccardClustering,
+)
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.io import load_tensors, save_tensors
@@ -586,3 +590,36 @@ def test_bad_data(monkeypatch, spoil, message):
 def test_bad_features_to_predict(spoil, message):
     with pytest.raises(ValueError, match=message):
         fitted().predict(spoil(world('test')[0]))
+
+
+# Features of other kinds #####################################################
+
+
+def test_augmented_models_train_and_repeat():
+    x, y = world()
+    first, second = (estimator(augment=True, epochs=1).fit(x, y)
+                     for _ in range(2))
+    assert equal(first, second)
+    assert not equal(first, fitted())
+    with pytest.raises(ValueError, match="'augment' needs"):
+        estimator(augment=True, tokens='feature').fit(x, y)
+
+
+def test_adapting_follows_cosines_where_the_verdict_is_silent(monkeypatch):
+    # A verdict of one half moves nothing.
+    x, _ = world('test')
+    model = fitted()
+
+    def edges(table, trust=None):
+        out = before(table, trust)
+        out.verdict = torch.full_like(out.verdict, .5)
+        return out
+
+    before = model._edges
+    expected = TopKJaccardClustering().fit_predict(
+        model._features(x), neighbors=Neighbors.build(model._features(x), K))
+    monkeypatch.setattr(model, '_edges', edges, raising=False)
+    labels = model.predict(x, adapt=True)
+    monkeypatch.undo()
+    assert np.array_equal(labels, expected)
+    assert np.array_equal(model.predict(x, adapt=True), model.labels_)
