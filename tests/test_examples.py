@@ -87,6 +87,19 @@ def test_example_on_the_twin(name, tmp_path):
     assert float(found['components']['bcubed_f']) > .4
 
 
+def test_example_of_the_layer(tmp_path):
+    text = run('sparse_diff_attention', '--quick', '--out', str(tmp_path))
+    assert 'SparseDiffAttentionConv, 8 best edges' in text
+    assert plots(tmp_path) == ['accuracy.png']
+    with open(tmp_path / 'accuracy.csv', newline='') as f:
+        rows = list(csv.DictReader(f))
+    graphs = {row['graph'] for row in rows}
+    assert graphs == {'planted partition', 'digits'}
+    # Every layer on every graph, better than the largest class.
+    assert len(rows) == 7 * len(graphs)
+    assert all(.2 < float(row['accuracy']) <= 1 for row in rows)
+
+
 @pytest.fixture
 def grouped(tmp_path):
     # Random features, and a table that knows 6 groups of 10 all the same.
