@@ -66,7 +66,7 @@ parser.add_argument('--k', type=int, default=80,
 parser.add_argument('--center', action=argparse.BooleanOptionalAction,
                     help='remove the mean feature (default: only of the '
                     'twin, whose features share an offset)')
-parser.add_argument('--epochs', type=int, default=4)
+parser.add_argument('--epochs', type=int, default=3)
 parser.add_argument('--packaged', action='store_true',
                     help='run SDTClustering as well')
 parser.add_argument('--seed', type=int, default=0)
