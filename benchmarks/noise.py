@@ -85,10 +85,7 @@ def inject(c, share):
         at = 1 + torch.from_numpy(rng.permutation(k - 1)[:wrong.numel()])
         index[i, at] = beyond[wrong]
         similarity[i, at] = wide.similarity[i, k:][wrong]
-    similarity[:, 0] = 2.  # Rank 0 stays in front.
-    similarity, order = similarity.sort(dim=1, descending=True, stable=True)
-    similarity[:, 0] = 1.
-    return Neighbors(index.gather(1, order), similarity).validate()
+    return Neighbors(index, similarity).reranked(similarity).validate()
 
 
 def mislabel(c, share):

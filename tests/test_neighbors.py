@@ -493,3 +493,19 @@ def test_neighbors_save_is_atomic(path, tmp_path, monkeypatch):
     # What was there is untouched, and nothing else is left.
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ['knn.npz']
+
+
+def test_reranked_keeps_rank_0_in_front():
+    index = torch.tensor([[0, 1, 2, 3], [1, 0, 3, 2]])
+    index = torch.cat([index, torch.tensor([[2, 3, 0, 1], [3, 2, 1, 0]])])
+    neighbors = Neighbors(index, torch.tensor([1., .9, .5, .1]).repeat(4, 1))
+    other = torch.tensor([[.2, .3, .8, .3], [.2, 5., .1, .4],
+                          [.2, .1, .1, .1], [.2, -1., -2., -.5]])
+    out = neighbors.reranked(other)
+    assert out.index.tolist() == [[0, 2, 1, 3], [1, 0, 2, 3], [2, 3, 0, 1],
+                                  [3, 0, 2, 1]]
+    assert out.similarity[:, 0].tolist() == [1.] * 4
+    assert torch.equal(out.similarity[0, 1:], torch.tensor([.8, .3, .3]))
+    # Nothing is changed in place.
+    assert float(other[0, 0]) == float(torch.tensor(.2))
+    assert torch.equal(neighbors.index, index)

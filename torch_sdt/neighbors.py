@@ -182,6 +182,22 @@ class Neighbors:
                              f"{self.k} (got {k})")
         return Neighbors(self.index[:, :k], self.similarity[:, :k])
 
+    def reranked(self, similarity: Tensor) -> Neighbors:
+        r"""The same neighbours in descending order of other similarities.
+
+        Ties keep their order, and rank 0 stays the sample itself, at 1,
+        whatever the others reach.
+
+        Args:
+            similarity (torch.Tensor): One an entry, shape ``[N, K]``.
+        """
+        similarity = similarity.clone()
+        similarity[:, 0] = torch.inf
+        similarity, order = similarity.sort(dim=1, descending=True,
+                                            stable=True)
+        similarity[:, 0] = 1.
+        return Neighbors(self.index.gather(1, order), similarity)
+
     # Graph ##################################################################
 
     def to_edge_index(

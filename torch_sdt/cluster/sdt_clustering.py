@@ -511,12 +511,10 @@ class SDTClustering(BaseEstimator):
             raise ValueError("'adapt' needs a verdict on pairs, which a model "
                              "with attention=None has from predictor='rank' "
                              "only")
-        index, similarity = table.neighbors
-        raised = similarity + table.background[1] * (edges.verdict - .5)
-        raised[:, 0] = 2.  # Rank 0 stays in front.
-        raised, order = raised.sort(dim=1, descending=True, stable=True)
-        raised[:, 0] = 1.
-        ranked = Neighbors(index.gather(1, order), raised.clamp(-1, 1))
+        raised = table.neighbors.similarity + table.background[1] * (
+            edges.verdict - .5)
+        ranked = table.neighbors.reranked(raised)
+        ranked = Neighbors(ranked.index, ranked.similarity.clamp(-1, 1))
         return TopKJaccardClustering(
             seed=self.seed, verbose=self.verbose).fit_predict(
                 table.x, neighbors=ranked)

@@ -53,9 +53,4 @@ def local_scaling(
     density = similarity[:, first:last + 1].mean(dim=1)
     offset = density - density.mean()
     scaled = similarity - strength / 2 * (offset.view(-1, 1) + offset[index])
-    scaled = scaled.clamp(-1, 1)
-    # Rank 0 stays in front, whatever the others reach.
-    scaled[:, 0] = 2.
-    scaled, order = scaled.sort(dim=1, descending=True, stable=True)
-    scaled[:, 0] = 1.
-    return Neighbors(index.gather(1, order), scaled)
+    return neighbors.reranked(scaled.clamp(-1, 1))

@@ -147,14 +147,16 @@ class Trainer:
                 torch.manual_seed(self.seed * 1_000_003 + epoch)
                 mean = self._epoch(fabric, wrapped, optimizer, loader, epoch)
             row: Dict[str, Any] = {'epoch': epoch, 'loss': mean}
+            score = float(epoch)  # The last is the best.
             if validate is not None:
                 model.eval()
                 with torch.no_grad():
                     scores = validate(model)
                 row.update(scores)
-                self._check('score', next(iter(scores.values())), epoch)
+                score = next(iter(scores.values()))
+                self._check('score', score, epoch)
             row['seconds'] = time.perf_counter() - start
-            state.update(row, validate is not None)
+            state.update(row, score)
             if self.workdir is not None and fabric.is_global_zero:
                 state.save(self._path())
                 state.history.write(self.workdir, self.name)
@@ -249,11 +251,8 @@ class _State:
         self.best = _copy(model)
         self.best_score, self.best_epoch = -math.inf, 0
 
-    def update(self, row: Dict[str, Any], validated: bool) -> None:
+    def update(self, row: Dict[str, Any], score: float) -> None:
         self.history.append(row)
-        names = [key for key in row if key not in {'epoch', 'loss',
-                                                   'seconds'}]
-        score = row[names[0]] if validated else float(row['epoch'])
         if score > self.best_score:
             self.best, self.best_score = _copy(self.model), score
             self.best_epoch = row['epoch']
