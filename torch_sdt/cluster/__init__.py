@@ -3,6 +3,7 @@ from ._split import split_identities
 from .cosine_map_equation import CosineMapEquation
 from .edges import EdgeRule, Edges, choose_rule
 from .fces import FCES
+from .gcn_ve import GCNVE
 from .sdt_clustering import SDTClustering
 from .topk_jaccard_clustering import TopKJaccardClustering
 
@@ -11,6 +12,7 @@ __all__ = [
     'FCES',
     'TopKJaccardClustering',
     'SDTClustering',
+    'GCNVE',
     'EdgeRule',
     'Edges',
     'choose_rule',

@@ -27,15 +27,19 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
     Inherit from it, store the constructor's arguments unchanged, and
     implement :meth:`_fit_table`. The arguments :obj:`k`, :obj:`center`,
     :obj:`index`, :obj:`backend`, :obj:`seed`, :obj:`device` and
-    :obj:`verbose` are read here.
+    :obj:`verbose` are read here, where a method has them. What reads features
+    alone sets :attr:`_needs_table` to :obj:`False` and gets a table of
+    themselves only.
     """
-    k: Optional[int]
+    k: Optional[int] = None
     center: bool
-    index: str
-    backend: str
-    seed: int
-    device: Any
-    verbose: bool
+    index: str = 'auto'
+    backend: str = 'numba'
+    seed: int = 0
+    device: Any = None
+    verbose: bool = False
+
+    _needs_table: bool = True
 
     labels_: np.ndarray
     n_clusters_: int
@@ -102,6 +106,9 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
         x = normalize_features(X, center=self.center)
         if neighbors is not None:
             return x, neighbors.validate(x.size(0))
+        if not self._needs_table:
+            node = torch.arange(x.size(0), device=x.device).view(-1, 1)
+            return x, Neighbors(node, torch.ones_like(node, dtype=x.dtype))
         k = default_k(x.size(0)) if self.k is None else self.k
         return x, Neighbors.search(x, k, self.index, self.device, self.seed,
                                    self.verbose)

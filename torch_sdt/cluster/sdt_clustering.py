@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-import hashlib
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
 from torch import Tensor
 
-from torch_sdt.cluster._split import check_labels, split_identities
+from torch_sdt.cluster._arguments import check_known
 from torch_sdt.cluster.edges import (
     DEFAULT_MERGES,
     MERGES,
@@ -18,7 +16,7 @@ from torch_sdt.cluster.edges import (
     mean_fscore,
 )
 from torch_sdt.cluster.topk_jaccard_clustering import TopKJaccardClustering
-from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.cluster.trained import Table, TrainedClustering
 from torch_sdt.loader import NeighborSubgraphs, RandomViews
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.nn.models import (
@@ -27,12 +25,9 @@ from torch_sdt.nn.models import (
     TopKPredictor,
 )
 from torch_sdt.nn.models.neighbor_encoder import ATTENTIONS
-from torch_sdt.ops.background import estimate_background
 from torch_sdt.ops.jaccard import topk_jaccard
-from torch_sdt.ops.knn import default_k
-from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.ops.topk import expected_topk
-from torch_sdt.training import History, Trainer, infer
+from torch_sdt.training import infer
 from torch_sdt.typing import ArrayLike
 
 SIZES: Dict[str, Dict[str, int]] = {
@@ -44,28 +39,10 @@ SIZES: Dict[str, Dict[str, int]] = {
 PREDICTORS = ('rank', 'regression', 'bilstm')
 TOKENS = ('relation', 'feature')
 
-# Training shows each network this many subgraphs unless told otherwise.
-_SHOWN, _MOST_EPOCHS = 40_000, 10
 _VIEW_SIZE = 4_000
-# Samples on which the edge rule is chosen, at most.
-_CHOOSE_UP_TO = 50_000
-_FORMAT = 1
 
 
-class Table(NamedTuple):
-    r"""A set of samples as the networks see it.
-
-    Args:
-        x (torch.Tensor): Unit features, shape ``[N, D]``.
-        neighbors (Neighbors): Their table.
-        background ((float, float)): Location and scale of background cosines.
-    """
-    x: Tensor
-    neighbors: Neighbors
-    background: Tuple[float, float]
-
-
-class SDTClustering(BaseEstimator):
+class SDTClustering(TrainedClustering):
     r"""Clusters identities it has never seen with what it learned on others:
     the method of `"Enhancing Noise Resilience in Face Clustering via Sparse
     Differential Transformer" <https://arxiv.org/abs/2512.22612>`_.
@@ -158,6 +135,9 @@ class SDTClustering(BaseEstimator):
             each model.
         labels_ (numpy.ndarray): Clusters of the last :meth:`predict`.
     """
+    _rule = EdgeRule
+    _networks = ('predictor', 'transformer')
+    _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge')
 
     def __init__(
         self,
@@ -207,67 +187,18 @@ class SDTClustering(BaseEstimator):
 
     # Training ################################################################
 
-    def fit(self, X: ArrayLike, y: Any = None, groups: Any = None,
-            neighbors: Optional[Neighbors] = None) -> SDTClustering:
-        r"""Learns from labelled identities.
-
-        Args:
-            X (numpy.ndarray or torch.Tensor): Features, shape ``[N, D]``.
-            y (numpy.ndarray or torch.Tensor): Identities, shape ``[N]``.
-            groups (optional): What keeps related identities on one side of
-                the validation split, shape ``[N]``. (default: :obj:`None`)
-            neighbors (Neighbors, optional): A ready table for :obj:`X`, on
-                which the edge rule is chosen; training and held-out samples
-                get tables of their own. (default: :obj:`None`)
-
-        Raises:
-            ValueError: If features, labels, groups, the table or an argument
-                is bad, or there are too few identities.
-            FloatingPointError: If the loss is not finite.
-        """
-        self._check_arguments()
-        x = self._features(X)
-        labels = check_labels(y, x.size(0))
-        train, val = split_identities(labels, groups, self.val_share,
-                                      self.seed)
-        if neighbors is not None:
-            neighbors.validate(x.size(0))
-        width = self.k
-        if width is None:
-            width = min(default_k(x.size(0)), train.size)
-        if not 2 <= width <= min(train.size, x.size(0)):
-            raise ValueError(f"'k' must be between 2 and the number of "
-                             f"training samples {train.size} (got {width})")
-        self.k_, self.n_features_in_ = width, x.size(1)
-        self._build()
-        fingerprint = ''
-        if self.workdir is not None:
-            fingerprint = self._fingerprint(x, labels, train)
-        on_train, on_val = self._table(x[train]), self._table(x[val])
-        y_train = torch.from_numpy(labels[train]).to(x.device)
-        self.history_: Dict[str, History] = {}
-        for name in ('predictor', 'transformer'):
+    def _learn(self, table: Table, y: Tensor, held_out: Table,
+               y_held_out: np.ndarray) -> None:
+        for name in self._networks:
             if getattr(self, f'{name}_') is not None:
-                self._train(name, on_train, y_train, on_val, labels[val],
-                            fingerprint)
-        self._choose(x, labels, train, val, neighbors)
-        return self
+                self._learn_network(name, table, y, held_out, y_held_out)
 
-    def _train(self, name: str, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray, fingerprint: str) -> None:
-        epochs = self.epochs
-        if epochs is None and self.augment:
-            epochs = _SHOWN // _VIEW_SIZE
-        elif epochs is None:
-            epochs = min(max(round(_SHOWN / y.numel()), 1), _MOST_EPOCHS)
-        trainer = self._trainer(epochs, name, table.x.device)
-        model = getattr(self, f'{name}_')
+    def _learn_network(self, name: str, table: Table, y: Tensor,
+                       held_out: Table, y_held_out: np.ndarray) -> None:
         if self.augment:
             relate = None if name == 'predictor' else self._infer_trust
-            self.history_[name] = trainer.fit(
-                model, RandomViews(table.x, y, self.k_, _VIEW_SIZE, relate,
-                                   self.batch_size, self.seed),
-                fingerprint=fingerprint)
+            self._train(name, RandomViews(table.x, y, self.k_, _VIEW_SIZE,
+                                          relate, self.batch_size, self.seed))
             return
         first = first_held_out = None
         if name == 'transformer':
@@ -276,27 +207,8 @@ class SDTClustering(BaseEstimator):
         def validate(_: Any) -> Dict[str, float]:
             return self._validate(held_out, y_held_out, first_held_out)
 
-        self.history_[name] = trainer.fit(
-            model, self._loader(table, first, y, shuffle=True), validate,
-            fingerprint)
-
-    def _trainer(self, epochs: int, name: str, device: Any = None) -> Trainer:
-        return Trainer(
-            epochs, self.lr, patience=self.patience, seed=self.seed,
-            device=device, precision=self.precision, workdir=self.workdir,
-            name=name, verbose=self.verbose)
-
-    def _fingerprint(self, x: Tensor, y: np.ndarray, train: np.ndarray
-                     ) -> str:
-        # Of all that a checkpoint's weights depend on.
-        arguments = self.get_params(deep=False)
-        for name in ('device', 'workdir', 'verbose', 'patience', 'merge'):
-            arguments.pop(name)
-        out = hashlib.sha256(repr(sorted(arguments.items())).encode())
-        out.update(y.tobytes() + train.tobytes())
-        for block in x.split(65536):
-            out.update(block.cpu().numpy().tobytes())
-        return out.hexdigest()
+        self._train(name, self._loader(table, first, y, shuffle=True),
+                    validate)
 
     def _check_arguments(self) -> None:
         for name, value, known in (
@@ -305,14 +217,8 @@ class SDTClustering(BaseEstimator):
                 ('tokens', self.tokens, TOKENS),
                 ('size', self.size, tuple(SIZES)),
                 ('merge', self.merge, (*MERGES, None))):
-            if value not in known:
-                raise ValueError(f"'{name}' must be one of {list(known)} "
-                                 f"(got {value!r})")
-        # It checks the arguments that are its own.
-        self._trainer(1, 'predictor')
-        if self.batch_size < 1:
-            raise ValueError(f"'batch_size' must be at least 1 (got "
-                             f"{self.batch_size})")
+            check_known(name, value, known)
+        super()._check_arguments()
         if (self.attention is None and self.predictor != 'rank'
                 and self.merge not in {None, 'jaccard'}):
             raise ValueError(f"'merge' must be 'jaccard' where nothing gives "
@@ -321,57 +227,27 @@ class SDTClustering(BaseEstimator):
                              or self.predictor != 'rank'):
             raise ValueError("'augment' needs tokens='relation' and "
                              "predictor='rank'")
-        if not 0 < self.val_share < 1:
-            raise ValueError(f"'val_share' must be between 0 and 1 (got "
-                             f"{self.val_share})")
         if self.experts < 1:
             raise ValueError(f"'experts' must be at least 1 (got "
                              f"{self.experts})")
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(f"'epochs' must be at least 1 (got "
-                             f"{self.epochs})")
-
-    def _features(self, X: ArrayLike) -> Tensor:
-        x = normalize_features(X, center=self.center)
-        return x if self.device is None else x.to(self.device)
-
-    def _table(self, x: Tensor, neighbors: Optional[Neighbors] = None
-               ) -> Table:
-        width = min(self.k_, x.size(0))
-        if neighbors is None:
-            neighbors = Neighbors.search(x, width, self.index, None,
-                                         self.seed, self.verbose)
-        else:
-            neighbors = neighbors.truncate(min(width, neighbors.k))
-            neighbors = Neighbors(neighbors.index.to(x.device),
-                                  neighbors.similarity.to(x.device))
-        location, scale = estimate_background(x, self.seed)
-        return Table(x, neighbors, (location, max(scale, 1e-6)))
 
     def _build(self) -> None:
-        # The networks, with weights that the seed determines.
         args = {**SIZES[self.size], **(self.model_args or {})}
         if self.tokens == 'feature':
             args['in_channels'] = self.n_features_in_
-        with torch.random.fork_rng([]):
-            torch.manual_seed(self.seed)
-            self.predictor_: torch.nn.Module
-            if self.predictor == 'bilstm':
-                self.predictor_ = AdaptiveFilter(self.k_, self.n_features_in_)
-            else:
-                plain = self.attention == 'vanilla'
-                self.predictor_ = TopKPredictor(
-                    self.k_, self.predictor,
-                    attention='vanilla' if plain else 'diff', **args)
-            self.transformer_: Optional[torch.nn.Module] = None
-            if self.attention is not None:
-                self.transformer_ = SparseDiffTransformer(
-                    self.k_, attention=self.attention, experts=self.experts,
-                    relations=2, **args)
-        if self.device is not None:
-            self.predictor_.to(self.device)
-            if self.transformer_ is not None:
-                self.transformer_.to(self.device)
+        self.predictor_: torch.nn.Module
+        if self.predictor == 'bilstm':
+            self.predictor_ = AdaptiveFilter(self.k_, self.n_features_in_)
+        else:
+            plain = self.attention == 'vanilla'
+            self.predictor_ = TopKPredictor(
+                self.k_, self.predictor,
+                attention='vanilla' if plain else 'diff', **args)
+        self.transformer_: Optional[torch.nn.Module] = None
+        if self.attention is not None:
+            self.transformer_ = SparseDiffTransformer(
+                self.k_, attention=self.attention, experts=self.experts,
+                relations=2, **args)
 
     # Stages ##################################################################
 
@@ -428,24 +304,17 @@ class SDTClustering(BaseEstimator):
         cluster = edges.cluster(rule, seed=self.seed).cpu().numpy()
         return {'mean_f': mean_fscore(y, cluster)}
 
-    def _choose(self, x: Tensor, y: np.ndarray, train: np.ndarray,
-                val: np.ndarray, neighbors: Optional[Neighbors]) -> None:
-        # Held-out identities among as many strangers as affordable.
-        rows = np.arange(y.size)
-        if y.size > _CHOOSE_UP_TO:
-            rng = np.random.default_rng(self.seed)
-            size = np.bincount(y)
-            order = rng.permutation(np.unique(y[train]))
-            room = max(_CHOOSE_UP_TO - val.size, 0)
-            kept = order[size[order].cumsum() <= room]
-            rows = np.flatnonzero(np.isin(y, kept) | np.isin(
-                np.arange(y.size), val))
-            neighbors = None
-        edges = self._edges(self._table(x[rows], neighbors))
+    def _measure(self, table: Table) -> Edges:
+        return self._edges(table)
+
+    def _best_rule(self, measured: Edges, y: np.ndarray, scored: np.ndarray
+                   ) -> Tuple[EdgeRule, float]:
         merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
-        self.rule_, self.validation_score_ = choose_rule(
-            edges, y[rows], np.isin(rows, val), merges, self.seed,
-            self.verbose)
+        return choose_rule(measured, y, scored, merges, self.seed,
+                           self.verbose)
+
+    def _partition(self, measured: Edges, rule: EdgeRule) -> Tensor:
+        return measured.cluster(rule, seed=self.seed)
 
     # Clustering ##############################################################
 
@@ -478,33 +347,17 @@ class SDTClustering(BaseEstimator):
                 dimension than the networks take.
             sklearn.exceptions.NotFittedError: If nothing was learned yet.
         """
-        from sklearn.utils.validation import check_is_fitted
-
-        check_is_fitted(self, 'rule_')
-        x = self._features(X)
-        self.check_dimension(x.size(1))
-        if neighbors is not None:
-            neighbors.validate(x.size(0))
-        if x.size(0) == 1:
+        if not adapt:
+            return super().predict(X, neighbors)
+        table = self._to_predict(X, neighbors)
+        if table.x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
-            return self.labels_
-        table = self._table(x, neighbors)
-        edges = self._edges(table)
-        if adapt:
-            self.labels_ = self._adapt(table, edges)
         else:
-            cluster = edges.cluster(self.rule_, seed=self.seed)
-            self.labels_ = cluster.cpu().numpy()
+            self.labels_ = self._adapt(table, self._edges(table))
         return self.labels_
 
-    def check_dimension(self, dim: int) -> None:
-        r"""Raises a :class:`ValueError` unless features of this dimension can
-        be clustered.
-        """
-        reads = self.tokens == 'feature' or self.predictor == 'bilstm'
-        if reads and dim != self.n_features_in_:
-            raise ValueError(f"The model was fitted to features of dimension "
-                             f"{self.n_features_in_} (got {dim})")
+    def _reads_features(self) -> bool:
+        return self.tokens == 'feature' or self.predictor == 'bilstm'
 
     def _adapt(self, table: Table, edges: Edges) -> np.ndarray:
         if edges.verdict is None:
@@ -518,72 +371,3 @@ class SDTClustering(BaseEstimator):
         return TopKJaccardClustering(
             seed=self.seed, verbose=self.verbose).fit_predict(
                 table.x, neighbors=ranked)
-
-    # Files ###################################################################
-
-    def save(self, path: Any) -> None:
-        r"""Writes the fitted model to one safetensors file, its settings as
-        JSON in the header; nothing is pickled.
-        """
-        from sklearn.utils.validation import check_is_fitted
-
-        check_is_fitted(self, 'rule_')
-        tensors: Dict[str, Tensor] = {}
-        for name in ('predictor', 'transformer'):
-            model = getattr(self, f'{name}_')
-            if model is not None:
-                tensors.update((f'{name}.{key}', value)
-                               for key, value in model.state_dict().items())
-        arguments = self.get_params(deep=False)
-        for name in ('device', 'workdir', 'verbose'):
-            arguments.pop(name)
-        save_tensors(path, tensors, {
-            'class': type(self).__name__, 'format': _FORMAT,
-            'arguments': arguments, 'k': self.k_,
-            'n_features_in': self.n_features_in_,
-            'rule': self.rule_._asdict(),
-            'validation_score': self.validation_score_})
-
-    @classmethod
-    def load(cls, path: Any, device: Any = None) -> SDTClustering:
-        r"""Reads a model that :meth:`save` wrote.
-
-        Args:
-            path (str): The file.
-            device (str or torch.device, optional): Where to work.
-                (default: that of the features, on the CPU)
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is damaged, of another class, or of a version
-                that is not known here.
-        """
-        tensors, meta = load_tensors(path)
-        if meta.get('class') != cls.__name__:
-            raise ValueError(f"'{path}' holds no {cls.__name__} (but "
-                             f"{meta.get('class', 'something else')!r})")
-        if meta.get('format') != _FORMAT:
-            raise ValueError(f"'{path}' has format {meta.get('format')}, and "
-                             f"this version of torch_sdt reads format "
-                             f"{_FORMAT}")
-        model = cls(**meta['arguments'], device=device)
-        model.k_, model.n_features_in_ = meta['k'], meta['n_features_in']
-        model._build()
-        for name in ('predictor', 'transformer'):
-            network = getattr(model, f'{name}_')
-            if network is not None:
-                prefix = f'{name}.'
-                try:
-                    network.load_state_dict({
-                        key[len(prefix):]: value
-                        for key, value in tensors.items()
-                        if key.startswith(prefix)})
-                except RuntimeError as e:
-                    raise ValueError(f"The weights in '{path}' do not fit the "
-                                     f"settings in it") from e
-                network.eval()
-        model.rule_ = EdgeRule(**meta['rule'])
-        model.validation_score_ = meta['validation_score']
-        model.history_ = {}
-        return model
-

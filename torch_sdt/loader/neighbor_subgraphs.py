@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from torch_sdt.loader.batch_loader import BatchLoader
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.subgraph import subgraph_values
 from torch_sdt.ops.topk import topk_target
@@ -45,6 +46,22 @@ class SubgraphBatch:
     same: Optional[Tensor] = None
     topk: Optional[Tensor] = None
 
+    def to_bipartite(self) -> Tuple[Tuple[Tensor, Tensor], Tensor, Tensor]:
+        r"""The nodes in the middle as targets of all their neighbours: what a
+        PyG layer needs to compute them, and only them.
+
+        Returns:
+            ((torch.Tensor, torch.Tensor), torch.Tensor, torch.Tensor):
+            Features of sources, shape ``[B * K, D]``, and targets, shape
+            ``[B, D]``; the edges, int64, shape ``[2, B * K]``, sorted by
+            target; and their cosines, shape ``[B * K]``.
+        """
+        size, k = self.index.shape
+        source = torch.arange(size * k, device=self.index.device)
+        edge_index = torch.stack([source, source // k])
+        return ((self.x.flatten(0, 1), self.x[:, 0]), edge_index,
+                self.similarity[:, 0].reshape(-1))
+
     def to_batch(self) -> Batch:
         r"""The same subgraphs for any GNN, as a PyG
         :class:`~torch_geometric.data.Batch`.
@@ -71,7 +88,7 @@ class SubgraphBatch:
         return Batch.from_data_list(graphs)
 
 
-class NeighborSubgraphs:
+class NeighborSubgraphs(BatchLoader[SubgraphBatch]):
     r"""A loader of ego subgraphs: each node with its :math:`K` neighbours.
 
     Everything is gathered, batch by batch, on the device of the table:
@@ -109,6 +126,9 @@ class NeighborSubgraphs:
             of samples that have nothing in common; cosines then come as
             :math:`(a - \mathrm{location}) / \mathrm{scale}`, which
             compares across embeddings. (default: :obj:`(0, 1)`)
+        pairs (bool, optional): If :obj:`False`, only the node's own cosines
+            are computed, and ``similarity`` has shape ``[B, 1, K]``.
+            (default: :obj:`True`)
         shuffle (bool, optional): If :obj:`True`, nodes come in another order
             in each epoch. (default: :obj:`False`)
         seed (int, optional): Seed of that order; epoch :math:`e` has the same
@@ -133,6 +153,7 @@ class NeighborSubgraphs:
         y: Optional[Tensor] = None,
         beta: float = .5,
         background: Tuple[float, float] = (0., 1.),
+        pairs: bool = True,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,
@@ -142,28 +163,12 @@ class NeighborSubgraphs:
             raise ValueError(f"'x' must have a row for each of the table's "
                              f"{neighbors.num_nodes} (got shape "
                              f"{list(x.shape)})")
-        if batch_size < 1:
-            raise ValueError(f"'batch_size' must be at least 1 (got "
-                             f"{batch_size})")
         for value in relations:
             if value.shape != neighbors.index.shape:
                 raise ValueError(
                     f"'relations' must have the table's shape "
                     f"{list(neighbors.index.shape)} (got "
                     f"{list(value.shape)})")
-        for name, vector in (('k', k), ('y', y)):
-            if vector is not None and vector.shape != (x.size(0), ):
-                raise ValueError(f"'{name}' must have shape [{x.size(0)}] "
-                                 f"(got {list(vector.shape)})")
-        if not background[1] > 0:
-            raise ValueError(f"The scale of 'background' must be positive "
-                             f"(got {background[1]})")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"'rank' must be in 0..{world_size - 1} (got "
-                             f"{rank})")
-        self.neighbors = neighbors
-        self.x = x
-        self.batch_size = batch_size
         if nodes is None:
             nodes = torch.arange(neighbors.num_nodes)
         if nodes.dim() != 1 or nodes.dtype != torch.long:
@@ -173,43 +178,22 @@ class NeighborSubgraphs:
         if bad.numel() > 0:
             raise ValueError(f"'nodes' must be in 0.."
                              f"{neighbors.num_nodes - 1} (got {int(bad[0])})")
-        self.nodes = nodes
+        super().__init__(nodes, batch_size, shuffle, seed, rank, world_size)
+        for name, vector in (('k', k), ('y', y)):
+            if vector is not None and vector.shape != (x.size(0), ):
+                raise ValueError(f"'{name}' must have shape [{x.size(0)}] "
+                                 f"(got {list(vector.shape)})")
+        if not background[1] > 0:
+            raise ValueError(f"The scale of 'background' must be positive "
+                             f"(got {background[1]})")
+        self.neighbors = neighbors
+        self.x = x
+        self.pairs = pairs
         self.relations = list(relations)
         self.k = k
         self.y = y
         self.topk = None if y is None else topk_target(neighbors, y, beta)
         self.background = background
-        self.shuffle = shuffle
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        r"""Chooses the order in which the next pass shuffles the nodes."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        r"""The number of batches, the same in every process."""
-        share = -(-self.nodes.numel() // self.world_size)
-        return -(-share // self.batch_size)
-
-    def __iter__(self) -> Iterator[SubgraphBatch]:
-        nodes = self.nodes
-        if self.shuffle:
-            generator = torch.Generator()
-            generator.manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(nodes.numel(), generator=generator)
-            nodes = nodes[order.to(nodes.device)]
-        if self.world_size > 1 and nodes.numel() > 0:
-            # Some nodes twice, so that no process waits for another.
-            share = -(-nodes.numel() // self.world_size)
-            place = torch.arange(self.rank, share * self.world_size,
-                                 self.world_size, device=nodes.device)
-            nodes = nodes[place % nodes.numel()]
-        for part in nodes.split(self.batch_size):
-            if part.numel() > 0:
-                yield self.gather(part)
 
     def gather(self, nodes: Tensor) -> SubgraphBatch:
         r"""The subgraphs of some nodes, int64, shape ``[B]``."""
@@ -224,7 +208,8 @@ class NeighborSubgraphs:
                 parts += [forth, forth.transpose(1, 2)]
             relation = torch.stack(parts, dim=1)
         location, scale = self.background
-        similarity = (x @ x.transpose(1, 2) - location) / scale
+        query = x if self.pairs else x[:, :1]
+        similarity = (query @ x.transpose(1, 2) - location) / scale
         same = topk = None
         if self.y is not None and self.topk is not None:
             same = self.y[index] == self.y[nodes].view(-1, 1)

@@ -1,6 +1,8 @@
 r"""Neural network components: layers, pooling operators and models."""
 from .conv import DenseDiffAttentionConv, SparseDiffAttentionConv
 from .models import (
+    GCNE,
+    GCNV,
     AdaptiveFilter,
     MixtureOfExperts,
     NeighborEncoder,
@@ -17,6 +19,8 @@ __all__ = [
     'NeighborEncoder',
     'MixtureOfExperts',
     'AdaptiveFilter',
+    'GCNV',
+    'GCNE',
     'MapEquationPool',
     'PoolOutput',
     'SelectMapEquation',

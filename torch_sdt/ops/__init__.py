@@ -1,5 +1,7 @@
 r"""Pure functions on tensors: the mathematics of the library."""
 from .background import Background, estimate_background
+from .components import connected_components, size_constrained_components
+from .density_peaks import DensityPeaks, density_peaks
 from .diff_attention import diff_attention, topk_edge_mask
 from .edge_probability import edge_probability
 from .jaccard import topk_jaccard, topk_jaccard_csr
@@ -10,6 +12,7 @@ from .map_equation import (
     map_equation_communities,
     map_equation_ladder,
 )
+from .ndde import ndde, tpdi, transition_probability
 from .normalize import normalize_features
 from .reverse import reverse_values
 from .subgraph import subgraph_values
@@ -30,6 +33,13 @@ __all__ = [
     'reverse_values',
     'diff_attention',
     'topk_edge_mask',
+    'connected_components',
+    'size_constrained_components',
+    'density_peaks',
+    'DensityPeaks',
+    'transition_probability',
+    'ndde',
+    'tpdi',
     'map_equation',
     'map_equation_communities',
     'map_equation_ladder',

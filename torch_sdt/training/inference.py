@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from torch_sdt.loader import NeighborSubgraphs, SubgraphBatch
+from torch_sdt.loader import BatchLoader
 from torch_sdt.progress import progress
 
 
 @torch.no_grad()
 def infer(
     model: Module,
-    loader: NeighborSubgraphs,
-    call: Callable[[SubgraphBatch], Tensor],
+    loader: BatchLoader[Any],
+    call: Callable[[Any], Tensor],
     precision: str = '32-true',
     desc: Optional[str] = None,
     verbose: bool = False,
@@ -23,8 +23,9 @@ def infer(
     r"""What a model says of every node, batch by batch.
 
     Args:
-        model (torch.nn.Module): The model; it is put into evaluation mode.
-        loader (NeighborSubgraphs): All nodes, in order.
+        model (torch.nn.Module): The model; it is put into evaluation mode
+            and moved to the device of the loader.
+        loader (BatchLoader): All nodes, in order.
         call (callable): From a batch to one row a node.
         precision (str, optional): As of
             :class:`~torch_sdt.training.Trainer`.
@@ -36,10 +37,16 @@ def infer(
 
     Returns:
         torch.Tensor: The rows, float32 if they are floating point, on the
-        device of the table.
+        device of the loader.
+
+    Raises:
+        ValueError: If the loader shuffles or is empty.
     """
-    model.eval()
+    if loader.shuffle:
+        raise ValueError("The loader shuffles: rows would come out in another "
+                         "order than the nodes")
     device = loader.x.device
+    model.to(device).eval()
     context: Any = nullcontext()
     if precision == 'bf16-mixed':
         context = torch.autocast(device.type, torch.bfloat16)

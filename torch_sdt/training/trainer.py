@@ -3,14 +3,13 @@ from __future__ import annotations
 import math
 import os
 import time
-from typing import Any, Callable, Dict, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
 from torch_sdt.io import load_tensors, save_tensors
-from torch_sdt.loader import NeighborSubgraphs
 from torch_sdt.progress import progress
 from torch_sdt.training.history import History
 
@@ -19,6 +18,27 @@ Validate = Callable[[Module], Dict[str, float]]
 PRECISIONS = ('32-true', 'bf16-mixed')
 
 _FORMAT = 1
+
+
+class TrainingLoader(Protocol):
+    r"""What :class:`Trainer` asks of a loader, see
+    :class:`~torch_sdt.loader.BatchLoader`.
+    """
+    x: Tensor
+    nodes: Tensor
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+
+    def set_epoch(self, epoch: int) -> None:
+        r"""Chooses the order of the next pass."""
+
+    def __len__(self) -> int:
+        r"""The number of batches."""
+
+    def __iter__(self) -> Iterator[Any]:
+        r"""Yields batches with a ``node``, one entry an item."""
 
 
 class Trainer:
@@ -101,7 +121,7 @@ class Trainer:
     def fit(
         self,
         model: Module,
-        loader: NeighborSubgraphs,
+        loader: TrainingLoader,
         validate: Optional[Validate] = None,
         fingerprint: str = '',
     ) -> History:
@@ -110,7 +130,8 @@ class Trainer:
         Args:
             model (torch.nn.Module): The model; ``model.loss(batch)`` is what
                 is minimised.
-            loader (NeighborSubgraphs): The training subgraphs, shuffled.
+            loader (TrainingLoader): What to train on, shuffled; all of
+                :mod:`torch_sdt.loader` do.
             validate (callable, optional): ``validate(model)``, scores of
                 which the first decides which epoch is best.
                 (default: the last epoch is)
@@ -165,7 +186,7 @@ class Trainer:
         return state.history
 
     def _epoch(self, fabric: Any, model: Any, optimizer: Any,
-               loader: NeighborSubgraphs, epoch: int) -> float:
+               loader: TrainingLoader, epoch: int) -> float:
         model.train()
         loader.set_epoch(epoch)
         total, count = 0., 0
@@ -213,7 +234,7 @@ class Trainer:
         assert self.workdir is not None
         return os.path.join(self.workdir, f'{self.name}.safetensors')
 
-    def _fabric(self, loader: NeighborSubgraphs) -> Any:
+    def _fabric(self, loader: TrainingLoader) -> Any:
         from lightning_fabric import Fabric
 
         device = torch.device(self.device or loader.x.device)
@@ -225,7 +246,7 @@ class Trainer:
         fabric.launch()
         return fabric
 
-    def _settings(self, model: Module, loader: NeighborSubgraphs,
+    def _settings(self, model: Module, loader: TrainingLoader,
                   fingerprint: str) -> Dict[str, Any]:
         # What must agree for a checkpoint to be of this very run.
         return {

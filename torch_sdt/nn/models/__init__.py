@@ -1,5 +1,7 @@
 r"""Models that read the neighbours of a node."""
 from .adaptive_filter import AdaptiveFilter
+from .gcn_e import GCNE
+from .gcn_v import GCNV
 from .mixture_of_experts import MixtureOfExperts
 from .neighbor_encoder import NeighborEncoder
 from .sparse_diff_transformer import SparseDiffTransformer
@@ -11,4 +13,6 @@ __all__ = [
     'NeighborEncoder',
     'MixtureOfExperts',
     'AdaptiveFilter',
+    'GCNV',
+    'GCNE',
 ]

@@ -1,0 +1,197 @@
+r"""The contract that all trained estimators of the field share."""
+import os
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+
+import torch_sdt.typing
+from torch_sdt.cluster import GCNVE
+from torch_sdt.cluster.edges import mean_fscore
+from torch_sdt.datasets import SyntheticFaces
+from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops import normalize_features
+
+SMALL = dict(k=8, epochs=1, batch_size=16)
+ESTIMATORS = [
+    GCNVE(**SMALL),
+]
+all_estimators = pytest.mark.parametrize(
+    'estimator', ESTIMATORS, ids=lambda e: type(e).__name__)
+
+
+@lru_cache(maxsize=None)
+def world(split='train', seed=0):
+    data = SyntheticFaces('ms1m', num_identities=30, dim=32,
+                          images_per_identity=(2, 5), split=split, seed=seed)
+    return data.x, data.y
+
+
+_fitted = {}
+
+
+def fitted(estimator):
+    name = type(estimator).__name__
+    if name not in _fitted:
+        _fitted[name] = clone(estimator).fit(*world())
+    return _fitted[name]
+
+
+def weights(model):
+    return {f'{name}.{key}': value for name in model._networks
+            for key, value in getattr(model, f'{name}_').state_dict().items()}
+
+
+def equal(first, second):
+    first, second = weights(first), weights(second)
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    # They take longer than the rest.
+    monkeypatch.setattr(torch_sdt.typing, 'WITH_MATPLOTLIB', False)
+
+
+@all_estimators
+def test_labels(estimator):
+    model = fitted(estimator)
+    x, y = world('test')
+    labels = model.predict(x)
+    assert labels.dtype == np.int64 and labels.shape == y.shape
+    assert labels.min() == 0
+    assert np.array_equal(np.unique(labels), np.arange(labels.max() + 1))
+    assert np.array_equal(model.labels_, labels)
+    assert 0 < model.validation_score_ <= 1
+    assert set(model.history_) == set(model._networks)
+
+
+@all_estimators
+def test_better_than_nothing(estimator):
+    x, y = world('test')
+    score = mean_fscore(y, fitted(estimator).predict(x))
+    n = np.arange(y.size)
+    assert score > max(mean_fscore(y, n), mean_fscore(y, 0 * n))
+
+
+@all_estimators
+def test_same_seed_same_weights_and_another_seed_others(estimator):
+    model = fitted(estimator)
+    x, _ = world('test')
+    again = clone(estimator).fit(*world())
+    assert equal(model, again)
+    assert np.array_equal(model.predict(x), again.predict(x))
+    assert not equal(model, clone(estimator).set_params(seed=1).fit(*world()))
+
+
+@all_estimators
+def test_training_changes_every_network(estimator):
+    model = fitted(estimator)
+    raw = clone(estimator)
+    raw.k_, raw.n_features_in_ = model.k_, model.n_features_in_
+    raw._build_networks()
+    before, after = weights(raw), weights(model)
+    for name in model._networks:
+        assert any(not torch.equal(value, after[key])
+                   for key, value in before.items()
+                   if key.startswith(f'{name}.'))
+
+
+@all_estimators
+def test_save_and_load(estimator, tmp_path):
+    model, path = fitted(estimator), os.fspath(tmp_path / 'model.safetensors')
+    x, _ = world('test')
+    model.save(path)
+    other = type(model).load(path)
+    assert equal(model, other) and other.rule_ == model.rule_
+    assert np.array_equal(other.predict(x), model.predict(x))
+    tensors, meta = load_tensors(path)
+    save_tensors(path, tensors, {**meta, 'class': 'Other'})
+    with pytest.raises(ValueError, match='holds no'):
+        type(model).load(path)
+
+
+@all_estimators
+def test_a_killed_fit_goes_on(estimator, tmp_path):
+    twice = clone(estimator).set_params(workdir=os.fspath(tmp_path))
+    twice.fit(*world())
+    assert equal(twice, fitted(estimator))
+    # Everything is trained already: another fit only reads.
+    again = clone(twice).fit(*world())
+    assert equal(again, twice)
+    with pytest.raises(ValueError, match='another training'):
+        clone(twice).set_params(lr=.02).fit(*world())
+
+
+@all_estimators
+def test_a_ready_table(estimator):
+    x, _ = world('test')
+    model = fitted(estimator)
+    table = Neighbors.search(normalize_features(x), 12)
+    assert np.array_equal(model.predict(x, table), model.predict(x))
+    with pytest.raises(ValueError, match='rows'):
+        model.predict(x, Neighbors.search(normalize_features(x[:50]), 8))
+
+
+@all_estimators
+@pytest.mark.parametrize('n', [1, 2, 3, 9])
+def test_few_samples(estimator, n):
+    x, _ = world('test')
+    labels = fitted(estimator).predict(x[:n])
+    assert labels.shape == (n, ) and labels.min() == 0
+
+
+@all_estimators
+def test_identical_samples(estimator):
+    x, _ = world('test')
+    labels = fitted(estimator).predict(np.repeat(x[:1], 20, axis=0))
+    assert labels.shape == (20, )
+
+
+@all_estimators
+def test_bad_input(estimator):
+    x, y = world()
+    raw = clone(estimator)
+    with pytest.raises(ValueError, match='y is missing'):
+        raw.fit(x)
+    with pytest.raises(ValueError, match='one label a sample'):
+        raw.fit(x, y[:-1])
+    bad = x.copy()
+    bad[3, 0] = np.nan
+    with pytest.raises(ValueError, match='Row 3'):
+        raw.fit(bad, y)
+    with pytest.raises(NotFittedError):
+        raw.predict(x)
+    for name, value in (('k', 1), ('epochs', 0), ('lr', 0.),
+                        ('batch_size', 0), ('val_share', 1.)):
+        with pytest.raises(ValueError, match=f"'{name}'"):
+            clone(estimator).set_params(**{name: value}).fit(x, y)
+    with pytest.raises(ValueError, match="'size'"):
+        clone(estimator).set_params(size='huge').fit(x, y)
+    with pytest.raises(ValueError, match='dimension 32'):
+        fitted(estimator).predict(x[:, :16])
+
+
+@all_estimators
+def test_never_sees_held_out_identities(estimator, monkeypatch):
+    # Whatever the held-out features are, the networks' weights are the same.
+    from torch_sdt.cluster import split_identities
+
+    x, y = world()
+    _, val = split_identities(y, None, estimator.val_share, estimator.seed)
+    other = x.copy()
+    other[val] = np.random.default_rng(0).normal(size=other[val].shape)
+    assert equal(clone(estimator).fit(other, y), fitted(estimator))
+
+
+@all_estimators
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='No GPU')
+def test_cuda(estimator):
+    x, y = world('test')
+    model = clone(estimator).set_params(device='cuda').fit(*world())
+    assert mean_fscore(y, model.predict(x)) > .1

@@ -1,0 +1,409 @@
+from __future__ import annotations
+
+import hashlib
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+    Type,
+    TypeVar,
+)
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator
+from torch import Tensor
+from torch.nn import Module
+
+from torch_sdt.cluster._split import check_labels, split_identities
+from torch_sdt.cluster.edges import mean_fscore
+from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.background import estimate_background
+from torch_sdt.ops.knn import default_k
+from torch_sdt.ops.normalize import normalize_features
+from torch_sdt.progress import progress
+from torch_sdt.training import History, Trainer
+from torch_sdt.training.trainer import TrainingLoader
+from torch_sdt.typing import ArrayLike
+
+Self = TypeVar('Self', bound='TrainedClustering')
+
+# Training shows a network this many items unless told otherwise.
+_SHOWN, _MOST_EPOCHS = 40_000, 10
+# Samples on which the rule is chosen, at most.
+_CHOOSE_UP_TO = 50_000
+_FORMAT = 1
+
+
+class Table(NamedTuple):
+    r"""A set of samples as the networks see it.
+
+    Args:
+        x (torch.Tensor): Unit features, shape ``[N, D]``.
+        neighbors (Neighbors): Their table.
+        background ((float, float)): Location and scale of background cosines.
+    """
+    x: Tensor
+    neighbors: Neighbors
+    background: Tuple[float, float]
+
+
+class Cut(NamedTuple):
+    r"""The rule of methods with one threshold.
+
+    Args:
+        tau (float): Where links are cut.
+    """
+    tau: float
+
+
+def cuts(value: Tensor, tau: Optional[float] = None, num: int = 40
+         ) -> List[Cut]:
+    r"""The thresholds worth a try: so many that each cuts another share of the
+    finite values, or the one that is given.
+    """
+    if tau is not None:
+        return [Cut(tau)]
+    value = value[value.isfinite()].double().cpu()
+    if value.numel() == 0:
+        return [Cut(0.)]
+    share = np.linspace(0, 1, num + 1)
+    return [Cut(float(t)) for t in np.unique(np.quantile(value, share))]
+
+
+class TrainedClustering(BaseEstimator):
+    r"""Base class of the estimators that learn on labelled identities and
+    cluster others.
+
+    Inherit from it, store the constructor's arguments unchanged, and
+    implement :meth:`_build` (networks), :meth:`_learn` (their training),
+    :meth:`_measure` (from a table to all that is costly), :meth:`_rules` (the
+    thresholds to choose from) and :meth:`_partition` (from the measured and a
+    rule to clusters). Here are the split of identities, the choice of the rule
+    on those that are held out, bounded tables, and files.
+
+    The arguments :obj:`k`, :obj:`center`, :obj:`epochs`, :obj:`lr`,
+    :obj:`batch_size`, :obj:`val_share`, :obj:`index`, :obj:`seed`,
+    :obj:`device`, :obj:`workdir` and :obj:`verbose` are read here.
+    """
+    k: Optional[int]
+    center: bool
+    epochs: Optional[int]
+    lr: float
+    batch_size: int
+    val_share: float
+    index: str
+    seed: int
+    device: Any
+    workdir: Optional[str]
+    verbose: bool
+    precision: str = '32-true'
+    patience: Optional[int] = None
+
+    # The class of the rule: a named tuple of JSON's types.
+    _rule: Type[Any]
+    # The attributes that hold networks (or None), in the order of training.
+    _networks: Tuple[str, ...] = ()
+    # Arguments of which the networks' weights are independent.
+    _no_weights: Tuple[str, ...] = ('device', 'workdir', 'verbose')
+
+    k_: int
+    n_features_in_: int
+    rule_: Any
+    validation_score_: float
+    history_: Dict[str, History]
+    labels_: np.ndarray
+
+    # Training ################################################################
+
+    def fit(self: Self, X: ArrayLike, y: Any = None, groups: Any = None,
+            neighbors: Optional[Neighbors] = None) -> Self:
+        r"""Learns from labelled identities.
+
+        Args:
+            X (numpy.ndarray or torch.Tensor): Features, shape ``[N, D]``.
+            y (numpy.ndarray or torch.Tensor): Identities, shape ``[N]``.
+            groups (optional): What keeps related identities on one side of
+                the validation split, shape ``[N]``. (default: :obj:`None`)
+            neighbors (Neighbors, optional): A ready table for :obj:`X`, on
+                which the rule is chosen; training and held-out samples
+                get tables of their own. (default: :obj:`None`)
+
+        Raises:
+            ValueError: If features, labels, groups, the table or an argument
+                is bad, or there are too few identities.
+            FloatingPointError: If the loss is not finite.
+        """
+        self._check_arguments()
+        x = self._features(X)
+        labels = check_labels(y, x.size(0))
+        train, val = split_identities(labels, groups, self.val_share,
+                                      self.seed)
+        if neighbors is not None:
+            neighbors.validate(x.size(0))
+        width = self.k
+        if width is None:
+            width = min(default_k(x.size(0)), train.size)
+        if not 2 <= width <= min(train.size, x.size(0)):
+            raise ValueError(f"'k' must be between 2 and the number of "
+                             f"training samples {train.size} (got {width})")
+        self.k_, self.n_features_in_ = width, x.size(1)
+        self._build_networks()
+        self._fingerprint = ''
+        if self.workdir is not None:
+            self._fingerprint = self._fingerprint_of(x, labels, train)
+        self.history_ = {}
+        on_train, on_val = self._table(x[train]), self._table(x[val])
+        y_train = torch.from_numpy(labels[train]).to(x.device)
+        self._learn(on_train, y_train, on_val, labels[val])
+        self._choose(x, labels, train, val, neighbors)
+        return self
+
+    def _train(self, name: str, loader: TrainingLoader,
+               validate: Optional[Callable[[Module], Dict[str, float]]] = None,
+               shown: int = _SHOWN) -> None:
+        # Trains one network, for as many epochs as are asked for or as show
+        # a number of items.
+        most = _MOST_EPOCHS * shown // _SHOWN
+        items = max(loader.nodes.numel(), 1)
+        epochs = self.epochs or min(max(round(shown / items), 1), most)
+        trainer = self._trainer(epochs, name, loader.x.device)
+        self.history_[name] = trainer.fit(
+            getattr(self, f'{name}_'), loader, validate, self._fingerprint)
+
+    def _trainer(self, epochs: int, name: str, device: Any = None) -> Trainer:
+        return Trainer(
+            epochs, self.lr, patience=self.patience, seed=self.seed,
+            device=device, precision=self.precision, workdir=self.workdir,
+            name=name, verbose=self.verbose)
+
+    def _fingerprint_of(self, x: Tensor, y: np.ndarray, train: np.ndarray
+                        ) -> str:
+        # Of all that a checkpoint's weights depend on.
+        arguments = self.get_params(deep=False)
+        for name in self._no_weights:
+            arguments.pop(name)
+        out = hashlib.sha256(repr(sorted(arguments.items())).encode())
+        out.update(y.tobytes() + train.tobytes())
+        for block in x.split(65536):
+            out.update(block.cpu().numpy().tobytes())
+        return out.hexdigest()
+
+    def _check_arguments(self) -> None:
+        # The trainer checks the arguments that are its own.
+        self._trainer(1, 'model')
+        if self.batch_size < 1:
+            raise ValueError(f"'batch_size' must be at least 1 (got "
+                             f"{self.batch_size})")
+        if not 0 < self.val_share < 1:
+            raise ValueError(f"'val_share' must be between 0 and 1 (got "
+                             f"{self.val_share})")
+        if self.epochs is not None and self.epochs < 1:
+            raise ValueError(f"'epochs' must be at least 1 (got "
+                             f"{self.epochs})")
+
+    def _features(self, X: ArrayLike) -> Tensor:
+        x = normalize_features(X, center=self.center)
+        return x if self.device is None else x.to(self.device)
+
+    def _table(self, x: Tensor, neighbors: Optional[Neighbors] = None
+               ) -> Table:
+        width = min(self.k_, x.size(0))
+        if neighbors is None:
+            neighbors = Neighbors.search(x, width, self.index, None,
+                                         self.seed, self.verbose)
+        else:
+            neighbors = neighbors.truncate(min(width, neighbors.k))
+            neighbors = Neighbors(neighbors.index.to(x.device),
+                                  neighbors.similarity.to(x.device))
+        location, scale = estimate_background(x, self.seed)
+        return Table(x, neighbors, (location, max(scale, 1e-6)))
+
+    def _build_networks(self) -> None:
+        # The networks, with weights that the seed determines.
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            self._build()
+        for name in self._networks:
+            network = getattr(self, f'{name}_')
+            if network is not None and self.device is not None:
+                network.to(self.device)
+
+    def _choose(self, x: Tensor, y: np.ndarray, train: np.ndarray,
+                val: np.ndarray, neighbors: Optional[Neighbors]) -> None:
+        # Held-out identities among as many strangers as affordable.
+        rows = np.arange(y.size)
+        if y.size > _CHOOSE_UP_TO:
+            rng = np.random.default_rng(self.seed)
+            size = np.bincount(y)
+            order = rng.permutation(np.unique(y[train]))
+            room = max(_CHOOSE_UP_TO - val.size, 0)
+            kept = order[size[order].cumsum() <= room]
+            rows = np.flatnonzero(np.isin(y, kept) | np.isin(
+                np.arange(y.size), val))
+            neighbors = None
+        measured = self._measure(self._table(x[rows], neighbors))
+        self.rule_, self.validation_score_ = self._best_rule(
+            measured, y[rows], np.isin(rows, val))
+
+    # For the methods ########################################################
+
+    def _build(self) -> None:
+        # Sets the attributes named in `_networks`, from `k_` and
+        # `n_features_in_`.
+        raise NotImplementedError
+
+    def _learn(self, table: Table, y: Tensor, held_out: Table,
+               y_held_out: np.ndarray) -> None:
+        # Trains the networks on a table of training identities.
+        raise NotImplementedError
+
+    def _measure(self, table: Table) -> Any:
+        # All that does not depend on the rule.
+        raise NotImplementedError
+
+    def _rules(self, measured: Any) -> List[Any]:
+        # What to choose from.
+        raise NotImplementedError
+
+    def _partition(self, measured: Any, rule: Any) -> Tensor:
+        # The cluster of each sample.
+        raise NotImplementedError
+
+    def _best_rule(self, measured: Any, y: np.ndarray, scored: np.ndarray
+                   ) -> Tuple[Any, float]:
+        # The first of the best.
+        best, best_score = None, -1.
+        rules = self._rules(measured)
+        with progress(len(rules), 'rule', self.verbose, 'rules') as bar:
+            for rule in rules:
+                cluster = self._partition(measured, rule).cpu().numpy()
+                score = mean_fscore(y, cluster, scored)
+                if score > best_score:
+                    best, best_score = rule, score
+                bar.update()
+        return best, best_score
+
+    # Clustering ##############################################################
+
+    def predict(self, X: ArrayLike, neighbors: Optional[Neighbors] = None
+                ) -> np.ndarray:
+        r"""Clusters another set of samples.
+
+        Args:
+            X (numpy.ndarray or torch.Tensor): Features, shape ``[N, D]``.
+            neighbors (Neighbors, optional): A ready table for :obj:`X`; of a
+                wider one the first neighbours are taken.
+                (default: :obj:`None`)
+
+        Returns:
+            numpy.ndarray: The cluster of each sample, int64, shape ``[N]``,
+            0-based.
+
+        Raises:
+            ValueError: If the features or the table are bad, or of another
+                dimension than the networks take.
+            sklearn.exceptions.NotFittedError: If nothing was learned yet.
+        """
+        table = self._to_predict(X, neighbors)
+        if table.x.size(0) == 1:
+            self.labels_ = np.zeros(1, dtype=np.int64)
+        else:
+            cluster = self._partition(self._measure(table), self.rule_)
+            self.labels_ = cluster.cpu().numpy().astype(np.int64)
+        return self.labels_
+
+    def _to_predict(self, X: ArrayLike, neighbors: Optional[Neighbors]
+                    ) -> Table:
+        from sklearn.utils.validation import check_is_fitted
+
+        check_is_fitted(self, 'rule_')
+        x = self._features(X)
+        self.check_dimension(x.size(1))
+        if neighbors is not None:
+            neighbors.validate(x.size(0))
+        return self._table(x, neighbors)
+
+    def check_dimension(self, dim: int) -> None:
+        r"""Raises a :class:`ValueError` unless features of this dimension can
+        be clustered.
+        """
+        if self._reads_features() and dim != self.n_features_in_:
+            raise ValueError(f"The model was fitted to features of dimension "
+                             f"{self.n_features_in_} (got {dim})")
+
+    def _reads_features(self) -> bool:
+        return True
+
+    # Files ###################################################################
+
+    def save(self, path: Any) -> None:
+        r"""Writes the fitted model to one safetensors file, its settings as
+        JSON in the header; nothing is pickled.
+        """
+        from sklearn.utils.validation import check_is_fitted
+
+        check_is_fitted(self, 'rule_')
+        tensors: Dict[str, Tensor] = {}
+        for name in self._networks:
+            network = getattr(self, f'{name}_')
+            if network is not None:
+                tensors.update((f'{name}.{key}', value)
+                               for key, value in network.state_dict().items())
+        arguments = self.get_params(deep=False)
+        for name in ('device', 'workdir', 'verbose'):
+            arguments.pop(name)
+        save_tensors(path, tensors, {
+            'class': type(self).__name__, 'format': _FORMAT,
+            'arguments': arguments, 'k': self.k_,
+            'n_features_in': self.n_features_in_,
+            'rule': self.rule_._asdict(),
+            'validation_score': self.validation_score_})
+
+    @classmethod
+    def load(cls: Type[Self], path: Any, device: Any = None) -> Self:
+        r"""Reads a model that :meth:`save` wrote.
+
+        Args:
+            path (str): The file.
+            device (str or torch.device, optional): Where to work.
+                (default: that of the features, on the CPU)
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is damaged, of another class, or of a version
+                that is not known here.
+        """
+        tensors, meta = load_tensors(path)
+        if meta.get('class') != cls.__name__:
+            raise ValueError(f"'{path}' holds no {cls.__name__} (but "
+                             f"{meta.get('class', 'something else')!r})")
+        if meta.get('format') != _FORMAT:
+            raise ValueError(f"'{path}' has format {meta.get('format')}, and "
+                             f"this version of torch_sdt reads format "
+                             f"{_FORMAT}")
+        model = cls(**meta['arguments'], device=device)
+        model.k_, model.n_features_in_ = meta['k'], meta['n_features_in']
+        model._build_networks()
+        for name in cls._networks:
+            network = getattr(model, f'{name}_')
+            if network is not None:
+                prefix = f'{name}.'
+                try:
+                    network.load_state_dict({
+                        key[len(prefix):]: value
+                        for key, value in tensors.items()
+                        if key.startswith(prefix)})
+                except RuntimeError as e:
+                    raise ValueError(f"The weights in '{path}' do not fit the "
+                                     f"settings in it") from e
+                network.eval()
+        model.rule_ = cls._rule(**meta['rule'])
+        model.validation_score_ = meta['validation_score']
+        model.history_ = {}
+        return model
