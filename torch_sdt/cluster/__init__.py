@@ -1,9 +1,17 @@
 r"""Estimators with the contract of scikit-learn: features in, labels out."""
 from ._split import split_identities
+from .aro import ARO
+from .cdp import CDP
+from .chinese_whispers import ChineseWhispers
 from .cosine_map_equation import CosineMapEquation
 from .edges import EdgeRule, Edges, choose_rule
 from .fces import FCES
+from .finch import FINCH
 from .gcn_ve import GCNVE
+from .hac import HAC
+from .hdbscan import HDBSCAN
+from .kmeans import KMeans
+from .knn_dbscan import KNNDBSCAN
 from .sdt_clustering import SDTClustering
 from .topk_jaccard_clustering import TopKJaccardClustering
 
@@ -11,6 +19,14 @@ __all__ = [
     'CosineMapEquation',
     'FCES',
     'TopKJaccardClustering',
+    'KMeans',
+    'HAC',
+    'KNNDBSCAN',
+    'HDBSCAN',
+    'FINCH',
+    'ChineseWhispers',
+    'ARO',
+    'CDP',
     'SDTClustering',
     'GCNVE',
     'EdgeRule',

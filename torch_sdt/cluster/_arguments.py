@@ -18,3 +18,18 @@ def check_between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"'{name}' must be between {low:g} and {high:g} (got "
                          f"{value})")
+
+
+def check_n_clusters(method: str, n_clusters: Any, num_samples: int) -> int:
+    r"""The number of clusters, which has to be given.
+
+    Raises:
+        ValueError: If it is missing or not in 1..N.
+    """
+    if n_clusters is None:
+        raise ValueError(f"{method} needs the number of clusters: pass "
+                         f"'n_clusters'")
+    if not 1 <= n_clusters <= num_samples:
+        raise ValueError(f"'n_clusters' must be between 1 and the number of "
+                         f"samples {num_samples} (got {n_clusters})")
+    return int(n_clusters)
