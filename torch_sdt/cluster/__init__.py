@@ -12,6 +12,7 @@ from .hac import HAC
 from .hdbscan import HDBSCAN
 from .kmeans import KMeans
 from .knn_dbscan import KNNDBSCAN
+from .ndde_tpdi import NDDeTPDi
 from .sdt_clustering import SDTClustering
 from .topk_jaccard_clustering import TopKJaccardClustering
 
@@ -29,6 +30,7 @@ __all__ = [
     'CDP',
     'SDTClustering',
     'GCNVE',
+    'NDDeTPDi',
     'EdgeRule',
     'Edges',
     'choose_rule',

@@ -6,6 +6,7 @@ from .models import (
     AdaptiveFilter,
     MixtureOfExperts,
     NeighborEncoder,
+    SimilarityTransformer,
     SparseDiffTransformer,
     TopKPredictor,
 )
@@ -21,6 +22,7 @@ __all__ = [
     'AdaptiveFilter',
     'GCNV',
     'GCNE',
+    'SimilarityTransformer',
     'MapEquationPool',
     'PoolOutput',
     'SelectMapEquation',

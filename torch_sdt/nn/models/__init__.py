@@ -4,6 +4,7 @@ from .gcn_e import GCNE
 from .gcn_v import GCNV
 from .mixture_of_experts import MixtureOfExperts
 from .neighbor_encoder import NeighborEncoder
+from .similarity_transformer import SimilarityTransformer
 from .sparse_diff_transformer import SparseDiffTransformer
 from .topk_predictor import TopKPredictor
 
@@ -15,4 +16,5 @@ __all__ = [
     'AdaptiveFilter',
     'GCNV',
     'GCNE',
+    'SimilarityTransformer',
 ]
