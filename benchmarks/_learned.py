@@ -61,8 +61,8 @@ class Rows:
     computed once only.
     """
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, quiet=False):
+        self.path, self.quiet = path, quiet
         self.read()
 
     def read(self):
@@ -72,28 +72,38 @@ class Rows:
                 self.rows = list(csv.DictReader(f))
 
     def has(self, **key):
-        return any(all(row[name] == str(value) for name, value in key.items())
-                   for row in self.rows)
+        return any(_is(row, key) for row in self.rows)
+
+    def drop(self, **key):
+        self.rows = [row for row in self.rows if not _is(row, key)]
+        if osp.exists(self.path):
+            self._write()
 
     def add(self, **row):
         self.read()  # Another run may have added some meanwhile.
         self.rows.append({name: str(value) for name, value in row.items()})
+        self._write()
+        if not self.quiet:
+            print('  '.join(f'{name} {value}' for name, value in row.items()),
+                  flush=True)
+
+    def _write(self):
         columns = list(dict.fromkeys(c for r in self.rows for c in r))
-        os.makedirs(osp.dirname(self.path), exist_ok=True)
+        os.makedirs(osp.dirname(osp.abspath(self.path)), exist_ok=True)
         with atomic_path(self.path) as tmp, open(tmp, 'w', newline='') as f:
             writer = csv.DictWriter(f, columns, restval='')
             writer.writeheader()
             writer.writerows(self.rows)
-        print('  '.join(f'{name} {value}' for name, value in row.items()),
-              flush=True)
 
     def mean(self, column, **key):
         r"""Mean and standard deviation over the rows of a key."""
         values = [float(row[column]) for row in self.rows
-                  if all(row[name] == str(value)
-                         for name, value in key.items())
-                  and row[column] != '']
+                  if _is(row, key) and row[column] != '']
         return (np.mean(values), np.std(values), len(values))
+
+
+def _is(row, key):
+    return all(row.get(name, '') == str(value) for name, value in key.items())
 
 
 class Case:

@@ -100,6 +100,17 @@ def test_example_of_the_layer(tmp_path):
     assert all(.2 < float(row['accuracy']) <= 1 for row in rows)
 
 
+def test_comparison_to_copy():
+    lines = run('compare_gcn_ve', '--num-identities', '12', '--epochs', '1',
+                '--k', '16').splitlines()
+    scores = {line[:54].split('(')[0]: [float(v) for v in line[54:].split()[:2]]
+              for line in lines[2:]}
+    assert {'KMeans', 'GCNVE', 'NDDeTPDi', 'SDTClustering'} <= set(scores)
+    assert len(lines) == 2 + 9
+    assert all(0 <= f <= 100 for pair in scores.values() for f in pair)
+    assert min(scores['SDTClustering']) > 60
+
+
 @pytest.fixture
 def grouped(tmp_path):
     # Random features, and a table that knows 6 groups of 10 all the same.

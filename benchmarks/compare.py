@@ -1,0 +1,282 @@
+r"""The methods of the field side by side.
+
+    python benchmarks/compare.py --data ms1m --identities 300
+
+Every method gets the same features, the same kNN tables and the same splits:
+identities to learn from, others to cluster. What has a threshold chooses it on
+training identities (a trained method on those that it holds out), never on
+those that are scored. K-means alone is told how many there are. Data sets:
+
+* `ms1m`, `deepfashion`, `msmt17`: synthetic twins, no photographs;
+* `omniglot` (two thirds of the characters against the last), `lfw` (half the
+  identities against the other half): real features of `../shared/data`;
+* `files`: the published layout in `--root`, `--train-name` against `--name`.
+
+Each method runs in a process of its own, so that its peak memory is its own
+and its crash loses no other row (`--no-isolate` runs all in this one). Goes on
+where it stopped. Writes `<out>.csv`, `<out>.md` (with published figures in
+columns of their own), `<out>.png` (F against time), and of identities in five
+bins by size and by sparsity `<out>_hard.csv` and `<out>_hard.png`;
+`--readme README.md` puts the table between the marks of that file.
+"""
+import argparse
+import multiprocessing
+import os
+import os.path as osp
+import sys
+import tempfile
+import traceback
+from concurrent.futures import ProcessPoolExecutor
+
+import matplotlib
+import numpy as np
+from _compare import METHODS, run_method
+from _learned import RESULTS, SHARED, Rows, at_hand, omniglot, twin
+
+from torch_sdt.datasets import FeatureFiles
+from torch_sdt.io import atomic_path
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops import normalize_features
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt  # noqa: E402
+
+parser = argparse.ArgumentParser(
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+parser.add_argument('--data', nargs='+', default=['ms1m'])
+parser.add_argument('--methods', nargs='+', help='only these')
+parser.add_argument('--seeds', type=int, default=3)
+parser.add_argument('--identities', type=int, default=300,
+                    help='of a twin, to learn from and to cluster')
+parser.add_argument('--budget', type=int, metavar='EPOCHS',
+                    help="of every training (default: each method's own)")
+parser.add_argument('--k', type=int, default=80)
+parser.add_argument('--root', help='folder of the published files')
+parser.add_argument('--train-name', default='part0_train')
+parser.add_argument('--name', default='part1_test')
+parser.add_argument('--dim', type=int, default=256)
+parser.add_argument('--isolate', action=argparse.BooleanOptionalAction,
+                    default=True)
+parser.add_argument('--out', default=osp.join(RESULTS, 'compare'))
+parser.add_argument('--readme')
+args = parser.parse_args()
+
+
+def lfw(seed):
+    data = FeatureFiles(SHARED, 'facenet_lfw', dim=128)
+    x, y = np.array(data.x), np.array(data.y)
+    place = np.random.default_rng(seed).permutation(int(y.max()) + 1)
+    train = place[y] < place.size // 2
+    return (x[train], y[train], None), (x[~train], y[~train])
+
+
+def files(seed):
+    train, test = (FeatureFiles(args.root, name, dim=args.dim)
+                   for name in (args.train_name, args.name))
+    for data in (train, test):
+        if data.y is None:
+            parser.error(f"'{data.name}' has no labels to score against")
+    return (train.x, train.y, None), (test.x, test.y)
+
+
+TWINS = ('ms1m', 'deepfashion', 'msmt17')
+DATA = {name: (lambda seed, preset=name: twin(seed, preset, args.identities))
+        for name in TWINS}
+DATA.update(omniglot=omniglot, lfw=lfw, files=files)
+
+
+def title(data):
+    if data in TWINS:
+        return f'{data} twin, {args.identities} -> {args.identities}'
+    return data if data != 'files' else f'{args.train_name} -> {args.name}'
+
+
+for what, given, known in (('--data', args.data, DATA),
+                           ('--methods', args.methods or [], METHODS)):
+    for unknown in [name for name in given if name not in known]:
+        parser.error(f"{what}: there is no {unknown!r}; known are "
+                     f"{', '.join(map(repr, known))}")
+names = args.methods or [n for n, m in METHODS.items() if not m.more]
+for name, load in (('omniglot', 'omniglot416'), ('lfw', 'facenet_lfw')):
+    if name in args.data and not at_hand(load):
+        parser.error(f"--data {name}: '{osp.join(SHARED, load)}' is not there")
+if 'files' in args.data and args.root is None:
+    parser.error('--data files needs --root')
+rows = Rows(f'{args.out}.csv')
+hard = Rows(f'{args.out}_hard.csv', quiet=True)
+
+
+def write_case(path, data, seed):
+    # Features centred, as all of these need it or bear it, and both tables.
+    (x, y, groups), (x_test, y_test) = DATA[data](seed)
+    case = {'train_y': y, 'test_y': y_test}
+    if groups is not None:
+        case['train_groups'] = groups
+    for side, features in (('train', x), ('test', x_test)):
+        features = normalize_features(features, center=True)
+        table = Neighbors.search(features, min(args.k, len(features)))
+        case[f'{side}_x'] = features.numpy()
+        case[f'{side}_index'] = table.index.numpy()
+        case[f'{side}_similarity'] = table.similarity.numpy()
+    np.savez(path, **case)
+
+
+def run(name, path, seed):
+    if not args.isolate:
+        return run_method(name, path, seed, args.budget)
+    with ProcessPoolExecutor(
+            1, multiprocessing.get_context('spawn')) as executor:
+        return executor.submit(run_method, name, path, seed,
+                               args.budget).result()
+
+
+def compare():
+    for seed in range(args.seeds):
+        for data in args.data:
+            left = [name for name in names if not rows.has(
+                data=title(data), method=name, seed=seed, error='')]
+            if len(left) == 0:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                path = osp.join(folder, 'case.npz')
+                write_case(path, data, seed)
+                for name in left:
+                    key = dict(data=title(data), method=name, seed=seed)
+                    rows.drop(**key)
+                    hard.drop(**key)
+                    try:
+                        row, bins = run(name, path, seed)
+                    except Exception as e:  # The others go on.
+                        traceback.print_exc()
+                        text = ' '.join(f'{type(e).__name__}: {e}'.split())
+                        row, bins = {'error': text}, []
+                    for one in bins:
+                        hard.add(**key, **one)
+                    rows.add(**key, **row)
+
+
+# Tables and figures #########################################################
+
+COLUMNS = {
+    'Clusters': 'clusters', 'P_P': 'pairwise_precision',
+    'R_P': 'pairwise_recall', 'F_P': 'pairwise_fscore',
+    'P_B': 'bcubed_precision', 'R_B': 'bcubed_recall',
+    'F_B': 'bcubed_fscore', 'NMI': 'nmi', 'Fit, s': 'fit_seconds',
+    'Predict, s': 'predict_seconds', 'Peak, MB': 'peak_mb',
+    'Parameters': 'parameters'}
+
+
+def shown(data):
+    r"""The methods that ran, in the order in which they are listed."""
+    return [name for name in METHODS if rows.has(
+        data=data, method=name, error='')]
+
+
+def cell(column, **key):
+    mean, std, count = rows.mean(column, error='', **key)
+    if column in {'clusters', 'parameters', 'peak_mb'}:
+        return f'{mean:,.0f}'
+    if column == 'nmi':
+        return f'{mean:.3f}'
+    if column.endswith('seconds'):
+        return f'{mean:.1f}'
+    return f'{mean:.1f} ± {std:.1f}' if count > 1 else f'{mean:.1f}'
+
+
+def table(data):
+    head = ['Method', *COLUMNS, 'Published F_P', 'Published F_B']
+    lines = [head, ['---'] + ['--:'] * (len(head) - 1)]
+    for name in shown(data):
+        published = ['' if value is None else f'{value:.1f}'
+                     for value in METHODS[name].published]
+        lines.append([name, *(cell(column, data=data, method=name)
+                              for column in COLUMNS.values()), *published])
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def report():
+    data = list(dict.fromkeys(row['data'] for row in rows.rows))
+    parts = []
+    for name in data:
+        seeds = len({row['seed'] for row in rows.rows if row['data'] == name})
+        parts.append(f'**{name}** ({seeds} seed{"s" * (seeds > 1)}; '
+                     f'published: MS1M 584K, other data)\n\n{table(name)}\n')
+    text = '\n'.join(parts)
+    with atomic_path(f'{args.out}.md') as tmp, open(tmp, 'w') as f:
+        f.write(text)
+    if args.readme is not None:
+        between(args.readme, text)
+    plot(data)
+    plot_hard(data)
+    print(text)
+
+
+def between(path, text, mark='compare'):
+    start, end = f'<!-- {mark}: begin -->\n', f'<!-- {mark}: end -->'
+    with open(path) as f:
+        before, rest = f.read().split(start)
+    after = rest.split(end)[1]
+    with atomic_path(path) as tmp, open(tmp, 'w') as f:
+        f.write(before + start + '\n' + text + '\n' + end + after)
+
+
+def plot(data):
+    fig, axes = plt.subplots(1, len(data), figsize=(7.5 * len(data), 6),
+                             squeeze=False, layout='constrained')
+    for ax, name in zip(axes[0], data):
+        for method in shown(name):
+            key = dict(data=name, method=method, error='')
+            seconds = (rows.mean('fit_seconds', **key)[0] +
+                       rows.mean('predict_seconds', **key)[0])
+            f = rows.mean('pairwise_fscore', **key)[0]
+            ours = method in {'SDT', 'MoE-SDT', 'Top-K Jaccard, no labels'}
+            ax.plot(max(seconds, .05), f, 'o',
+                    color='#D55E00' if ours else '#0072B2')
+            ax.annotate(method, (max(seconds, .05), f), fontsize=7,
+                        xytext=(4, 2), textcoords='offset points')
+        ax.set(xscale='log', title=name, ylabel='Pairwise F in percent',
+               xlabel='Seconds to fit and to predict')
+        ax.spines[['top', 'right']].set_visible(False)
+    save(fig, f'{args.out}.png')
+
+
+def plot_hard(data):
+    fig, axes = plt.subplots(len(data) * 2, 2, figsize=(11, 8 * len(data)),
+                             squeeze=False, layout='constrained')
+    colors = plt.get_cmap('tab20').colors
+    for line, (name, what) in enumerate(
+            (name, what) for name in data for what in ('recall', 'fscore')):
+        for ax, by in zip(axes[line], ('size', 'sparsity')):
+            for i, method in enumerate(shown(name)):
+                bins = sorted({int(row['bin']) for row in hard.rows
+                               if row['data'] == name and row['by'] == by})
+                values = [hard.mean(what, data=name, method=method, by=by,
+                                    bin=b)[0] for b in bins]
+                ax.plot(bins, values, marker='o', markersize=3,
+                        color=colors[i % 20], label=method,
+                        linestyle='-' if i < 20 else '--')
+            ax.set(title=name, xlabel=f'Identities by {by}, least first',
+                   ylabel={'recall': 'BCubed recall', 'fscore': 'BCubed F'}[
+                       what] + ' in percent')
+            ax.spines[['top', 'right']].set_visible(False)
+            ax.locator_params(axis='x', integer=True)
+    axes[0, 1].legend(frameon=False, fontsize=6, loc='upper left',
+                      bbox_to_anchor=(1, 1))
+    save(fig, f'{args.out}_hard.png')
+
+
+def save(fig, path):
+    with atomic_path(path) as tmp:
+        fig.savefig(tmp, dpi=120, format='png')
+    plt.close(fig)
+
+
+if __name__ == '__main__':  # Not in the processes of single methods.
+    os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
+    compare()
+    if any(row['error'] == '' for row in rows.rows):
+        report()
+    failed = [row for row in rows.rows if row['error'] != '']
+    if len(failed) > 0:
+        sys.exit('Failed: ' + ', '.join(sorted(
+            {f"{row['method']} on {row['data']}" for row in failed})))

@@ -1,0 +1,99 @@
+import csv
+import os
+import os.path as osp
+import subprocess
+import sys
+
+import pytest
+
+for name in ['faiss', 'finch', 'matplotlib', 'networkit', 'numba']:
+    pytest.importorskip(name)
+
+ROOT = osp.dirname(osp.dirname(osp.realpath(__file__)))
+TINY = ['--identities', '12', '--seeds', '1', '--budget', '1', '--k', '16',
+        '--no-isolate']
+
+
+def run(folder, *args, code=0):
+    env = {**os.environ, 'PYTHONPATH': ROOT, 'OMP_NUM_THREADS': '1',
+           'NUMBA_NUM_THREADS': '1'}
+    out = subprocess.run(
+        [sys.executable, osp.join(ROOT, 'benchmarks', 'compare.py'), *args,
+         '--out', osp.join(folder, 'compare')],
+        capture_output=True, text=True, env=env)
+    assert out.returncode == code, out.stderr
+    return out
+
+
+def read(path):
+    with open(path, newline='') as f:
+        return list(csv.DictReader(f))
+
+
+def test_every_method(tmp_path):
+    readme = tmp_path / 'README.md'
+    readme.write_text('Before\n<!-- compare: begin -->\nold\n'
+                      '<!-- compare: end -->\nAfter\n')
+    out = run(tmp_path, *TINY, '--readme', str(readme))
+    rows = read(tmp_path / 'compare.csv')
+    assert all(row['error'] == '' for row in rows)
+    methods = [row['method'] for row in rows]
+    assert {'K-means', 'FC-ES', 'GCN(V+E)', 'NDDe+TPDi', 'SDT'} <= set(methods)
+    for row in rows:
+        for kind in ('pairwise', 'bcubed'):
+            p, r, f = (float(row[f'{kind}_{what}'])
+                       for what in ('precision', 'recall', 'fscore'))
+            assert 0 <= f <= 100
+            assert f == pytest.approx(2 * p * r / max(p + r, 1e-9), abs=.02)
+        trained = int(row['parameters']) > 0
+        assert trained or float(row['predict_seconds']) >= 0
+    assert int(rows[methods.index('SDT')]['parameters']) > 0
+    assert int(rows[methods.index('FC-ES')]['parameters']) == 0
+    assert int(rows[methods.index('K-means')]['clusters']) == 12
+    # Five bins by size and five by sparsity for each.
+    hard = read(tmp_path / 'compare_hard.csv')
+    assert len(hard) == 10 * len(rows)
+    # The figures of the papers stand in columns of their own.
+    table = (tmp_path / 'compare.md').read_text()
+    line = next(one for one in table.splitlines() if '| GCN(V+E) |' in one)
+    assert line.endswith('| 87.9 | 86.1 |')
+    text = readme.read_text()
+    assert table in text and 'old' not in text
+    assert text.startswith('Before\n') and text.endswith('After\n')
+    for name in ('compare.png', 'compare_hard.png'):
+        assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
+    # What is there is not computed again.
+    again = run(tmp_path, *TINY)
+    assert 'seed 0' not in again.stdout
+    assert read(tmp_path / 'compare.csv') == rows
+    assert out.stdout.count('seed 0') == len(rows)
+
+
+def test_a_crash_loses_no_other_row(tmp_path):
+    # No epoch is none to learn in.
+    methods = ['--methods', 'K-means', 'GCN(V+E)', 'FC-ES']
+    out = run(tmp_path, *TINY, '--budget', '0', *methods, code=1)
+    assert 'Failed: GCN(V+E)' in out.stderr
+    rows = {row['method']: row for row in read(tmp_path / 'compare.csv')}
+    assert list(rows) == ['K-means', 'GCN(V+E)', 'FC-ES']
+    assert "'epochs' must be" in rows['GCN(V+E)']['error']
+    assert rows['FC-ES']['error'] == '' and rows['FC-ES']['clusters'] != ''
+    # With the fault mended, only that row is computed.
+    mended = run(tmp_path, *TINY, *methods)
+    assert mended.stdout.count('seed 0') == 1
+    assert all(row['error'] == '' for row in read(tmp_path / 'compare.csv'))
+
+
+def test_a_process_each_measures_its_memory(tmp_path):
+    run(tmp_path, *TINY[:-1], '--methods', 'FC-ES')
+    row, = read(tmp_path / 'compare.csv')
+    assert row['error'] == '' and float(row['peak_mb']) > 0
+
+
+@pytest.mark.parametrize('args,message', [
+    (['--methods', 'K-mean'], "known are 'K-means'"),
+    (['--data', 'files'], 'needs --root'),
+])
+def test_bad_arguments(tmp_path, args, message):
+    out = run(tmp_path, *TINY, *args, code=2)
+    assert message in out.stderr and os.listdir(tmp_path) == []
