@@ -9,7 +9,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import torch_sdt.typing
-from torch_sdt.cluster import GCNVE, NDDeTPDi
+from torch_sdt.cluster import GCNVE, AdaNETS, NDDeTPDi
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.io import load_tensors, save_tensors
@@ -20,6 +20,7 @@ SMALL = dict(k=8, epochs=1, batch_size=16)
 ESTIMATORS = [
     GCNVE(**SMALL),
     NDDeTPDi(**SMALL),
+    AdaNETS(**SMALL),
 ]
 all_estimators = pytest.mark.parametrize(
     'estimator', ESTIMATORS, ids=lambda e: type(e).__name__)

@@ -1,5 +1,6 @@
 r"""Estimators with the contract of scikit-learn: features in, labels out."""
 from ._split import split_identities
+from .ada_nets import AdaNETS
 from .aro import ARO
 from .cdp import CDP
 from .chinese_whispers import ChineseWhispers
@@ -31,6 +32,7 @@ __all__ = [
     'SDTClustering',
     'GCNVE',
     'NDDeTPDi',
+    'AdaNETS',
     'EdgeRule',
     'Edges',
     'choose_rule',

@@ -15,6 +15,7 @@ from .map_equation import (
 from .ndde import ndde, tpdi, transition_probability
 from .normalize import normalize_features
 from .reverse import reverse_values
+from .structure_space import structure_space
 from .subgraph import subgraph_values
 from .topk import expected_topk, topk_target
 
@@ -39,6 +40,7 @@ __all__ = [
     'DensityPeaks',
     'transition_probability',
     'ndde',
+    'structure_space',
     'tpdi',
     'map_equation',
     'map_equation_communities',

@@ -2,6 +2,7 @@ r"""Models that read the neighbours of a node."""
 from .adaptive_filter import AdaptiveFilter
 from .gcn_e import GCNE
 from .gcn_v import GCNV
+from .hinge_gcn import HingeGCN
 from .mixture_of_experts import MixtureOfExperts
 from .neighbor_encoder import NeighborEncoder
 from .similarity_transformer import SimilarityTransformer
@@ -17,4 +18,5 @@ __all__ = [
     'GCNV',
     'GCNE',
     'SimilarityTransformer',
+    'HingeGCN',
 ]
