@@ -58,7 +58,7 @@ KINDS = {
     'sparse-diff': {},
     'MoE': dict(experts=4),
 }
-SHARES = {'neighbours': (0., .1, .2, .3, .4), 'labels': (0., .1, .2, .4)}
+SHARES = {'neighbours': (0., .2, .4), 'labels': (0., .2, .4)}
 DATA = {
     f'MS1M twin, {args.identities} -> {args.identities}':
     partial(twin, identities=args.identities),

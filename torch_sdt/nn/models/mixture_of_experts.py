@@ -24,7 +24,8 @@ class MixtureOfExperts(torch.nn.Module):
     Transformers" <https://arxiv.org/abs/2101.03961>`_:
     :math:`E \sum_e f_e \bar g_e` with the share :math:`f_e` of routes that
     went to expert :math:`e` and its mean score :math:`\bar g_e`; 1 where all
-    are used alike, up to :math:`E` where one takes everything.
+    are used alike, up to :math:`E / T` where :math:`T` of them take
+    everything.
 
     Args:
         channels (int): Size of each token.
