@@ -11,6 +11,7 @@ from sklearn.exceptions import NotFittedError
 import torch_sdt.typing
 from torch_sdt.cluster import GCNVE, AdaNETS, NDDeTPDi
 from torch_sdt.cluster.edges import mean_fscore
+from torch_sdt.cluster.trained import Cut, cuts
 from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.io import load_tensors, save_tensors
 from torch_sdt.neighbors import Neighbors
@@ -58,6 +59,16 @@ def equal(first, second):
 def no_figures(monkeypatch):
     # They take longer than the rest.
     monkeypatch.setattr(torch_sdt.typing, 'WITH_MATPLOTLIB', False)
+
+
+def test_cuts():
+    assert cuts(torch.rand(9), .3) == [Cut(.3)]
+    value = torch.tensor([torch.inf, .1, .2, .3, .4, torch.inf])
+    taus = [cut.tau for cut in cuts(value, num=3)]
+    assert taus == pytest.approx([.1, .2, .3, .4])
+    assert cuts(value[:1]) == [Cut(0.)]
+    # Values that are equal are one threshold.
+    assert len(cuts(torch.ones(5))) == 1
 
 
 @all_estimators

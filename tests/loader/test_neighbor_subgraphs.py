@@ -175,6 +175,38 @@ def test_no_nodes():
 
 
 @withCUDA
+def test_cosines_of_the_centre_alone(device):
+    neighbors, x, *_ = world(device)
+    loader = NeighborSubgraphs(neighbors, x, 7, background=(.1, 2.))
+    alone = NeighborSubgraphs(neighbors, x, 7, background=(.1, 2.),
+                              pairs=False)
+    for first, second in zip(loader, alone):
+        assert second.similarity.shape == (second.node.numel(), 1, K)
+        assert torch.allclose(first.similarity[:, :1], second.similarity,
+                              atol=1e-6)
+        assert torch.equal(first.x, second.x)
+
+
+@withCUDA
+def test_to_bipartite(device):
+    neighbors, x, *_ = world(device)
+    conv = GCNConv(D, 3, add_self_loops=False, normalize=False).to(device)
+    n_id = torch.arange(N, device=device)
+    edge_index = torch.stack([neighbors.index.flatten(),
+                              n_id.repeat_interleave(K)])
+    expected = conv(x, edge_index, neighbors.similarity.flatten())
+    for batch in NeighborSubgraphs(neighbors, x, 10, pairs=False):
+        (source, target), edges, weight = batch.to_bipartite()
+        assert torch.equal(target, x[batch.node])
+        assert bool((edges[1].diff() >= 0).all())
+        # A layer finds in the batch what it finds in the whole graph.
+        out = torch.zeros(target.size(0), 3, device=device).index_add(
+            0, edges[1], weight.view(-1, 1) * conv.lin(source)[edges[0]])
+        assert torch.allclose(out + conv.bias, expected[batch.node],
+                              atol=1e-5)
+
+
+@withCUDA
 def test_to_batch(device):
     neighbors, x, _, value, _ = world(device)
     loader = NeighborSubgraphs(neighbors, x, 5, relations=[value])

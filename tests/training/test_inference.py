@@ -76,3 +76,9 @@ def test_no_nodes():
     model = predictor()
     with pytest.raises(ValueError, match='no nodes'):
         infer(model, subgraphs(nodes=torch.arange(0)), model)
+
+
+def test_a_loader_that_shuffles_is_refused():
+    # Rows would come in another order than the nodes.
+    with pytest.raises(ValueError, match='shuffles'):
+        infer(predictor(), subgraphs(shuffle=True), predictor())
