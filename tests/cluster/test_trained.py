@@ -9,7 +9,17 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import torch_sdt.typing
-from torch_sdt.cluster import GCNVE, AdaNETS, NDDeTPDi
+from torch_sdt.cluster import (
+    FCESER,
+    GCNVE,
+    LCEPCE,
+    LGCN,
+    STARFC,
+    AdaNETS,
+    Clusformer,
+    NDDeTPDi,
+    PairCls,
+)
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.cluster.trained import Cut, cuts
 from torch_sdt.datasets import SyntheticFaces
@@ -21,6 +31,12 @@ SMALL = dict(k=8, epochs=1, batch_size=16)
 ESTIMATORS = [
     GCNVE(**SMALL),
     NDDeTPDi(**SMALL),
+    Clusformer(**SMALL),
+    LGCN(**{**SMALL, 'epochs': 4, 'lr': 1e-2}),
+    STARFC(**SMALL),
+    PairCls(**SMALL),
+    LCEPCE(**SMALL),
+    FCESER(**SMALL),
     AdaNETS(**SMALL),
 ]
 all_estimators = pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.early_stop import early_stop
 from torch_sdt.ops.edge_probability import check_transform, edge_probability
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.map_equation import MarkovTime
@@ -109,6 +110,6 @@ class FCES(NeighborClustering):
             neighbors.similarity, self.distance_transform, self.delta,
             self.epsilon, self.tau)
         jaccard = topk_jaccard(neighbors, probability=probability)
-        linked = (jaccard >= self.theta).cummin(dim=1)[0]
+        linked = early_stop(jaccard, self.theta)
         self.k_ = linked.sum(dim=1).cpu().numpy()
         return self._communities(neighbors, jaccard, linked)

@@ -2,7 +2,9 @@ r"""Batches of neighbour subgraphs."""
 from .batch_loader import BatchLoader
 from .neighbor_pairs import NeighborPairs, PairBatch
 from .neighbor_subgraphs import NeighborSubgraphs, SubgraphBatch
+from .pivot_subgraphs import PivotBatch, PivotSubgraphs
 from .random_views import RandomViews
+from .structure_preserved_subgraphs import StructurePreservedSubgraphs
 
 __all__ = [
     'BatchLoader',
@@ -11,4 +13,7 @@ __all__ = [
     'NeighborPairs',
     'PairBatch',
     'RandomViews',
+    'StructurePreservedSubgraphs',
+    'PivotSubgraphs',
+    'PivotBatch',
 ]

@@ -3,6 +3,7 @@ from .background import Background, estimate_background
 from .components import connected_components, size_constrained_components
 from .density_peaks import DensityPeaks, density_peaks
 from .diff_attention import diff_attention, topk_edge_mask
+from .early_stop import early_stop
 from .edge_probability import edge_probability
 from .jaccard import topk_jaccard, topk_jaccard_csr
 from .knn import knn
@@ -13,6 +14,7 @@ from .map_equation import (
     map_equation_ladder,
 )
 from .ndde import ndde, tpdi, transition_probability
+from .node_intimacy import node_intimacy
 from .normalize import normalize_features
 from .reverse import reverse_values
 from .structure_space import structure_space
@@ -45,4 +47,6 @@ __all__ = [
     'map_equation',
     'map_equation_communities',
     'map_equation_ladder',
+    'early_stop',
+    'node_intimacy',
 ]

@@ -1,10 +1,16 @@
 r"""Models that read the neighbours of a node."""
 from .adaptive_filter import AdaptiveFilter
+from .clusformer import ClusformerModel
+from .edge_gcn import EdgeGCN
 from .gcn_e import GCNE
 from .gcn_v import GCNV
 from .hinge_gcn import HingeGCN
+from .lgcn import LGCNModel
+from .local_connectivity import LocalConnectivity
 from .mixture_of_experts import MixtureOfExperts
 from .neighbor_encoder import NeighborEncoder
+from .pair_classifier import PairClassifier
+from .pair_transformer import PairTransformer
 from .similarity_transformer import SimilarityTransformer
 from .sparse_diff_transformer import SparseDiffTransformer
 from .topk_predictor import TopKPredictor
@@ -19,4 +25,10 @@ __all__ = [
     'GCNE',
     'SimilarityTransformer',
     'HingeGCN',
+    'PairTransformer',
+    'LocalConnectivity',
+    'PairClassifier',
+    'EdgeGCN',
+    'LGCNModel',
+    'ClusformerModel',
 ]
