@@ -28,7 +28,7 @@ PRUNINGS = ('intimacy', 'density-peaks')
 # Pairs that it sees.
 _SHOWN = 100_000
 # What the thresholds are chosen from; published are .7 and .72.
-_TAU1 = (.1, .2, .3, .4, .5, .6, .7, .8, .9)
+_TAU1 = (.01, .03, .1, .2, .3, .5, .7, .8, .9)
 _TAU2 = (0., .2, .3, .4, .5, .6, .65, .72, .8, .9)
 
 

@@ -46,7 +46,8 @@ class NeighborPairs(BatchLoader[PairBatch]):
             (default: :obj:`256`)
         y (torch.Tensor, optional): Identities, int64, shape ``[N]``, from
             which the targets of training follow. (default: :obj:`None`)
-        shuffle (bool, optional): See :class:`BatchLoader`, also for the rest.
+        shuffle (bool, optional): See :class:`BatchLoader`, also for
+            :obj:`seed`, :obj:`rank` and :obj:`world_size`.
             (default: :obj:`False`)
 
     Raises:

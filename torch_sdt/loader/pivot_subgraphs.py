@@ -61,7 +61,8 @@ class PivotSubgraphs(BatchLoader[PivotBatch]):
         y (torch.Tensor, optional): Identities, int64, shape ``[N]``, from
             which the targets of training follow. (default: :obj:`None`)
         shuffle (bool, optional): See
-            :class:`~torch_sdt.loader.BatchLoader`, also for the rest.
+            :class:`~torch_sdt.loader.BatchLoader`, also for :obj:`seed`,
+            :obj:`rank` and :obj:`world_size`.
             (default: :obj:`False`)
 
     Raises:
