@@ -14,6 +14,7 @@ from torch_sdt.cluster import (
     GCNVE,
     LCEPCE,
     LGCN,
+    LTC,
     STARFC,
     AdaNETS,
     Clusformer,
@@ -31,6 +32,7 @@ SMALL = dict(k=8, epochs=1, batch_size=16)
 ESTIMATORS = [
     GCNVE(**SMALL),
     NDDeTPDi(**SMALL),
+    LTC(**SMALL),
     Clusformer(**SMALL),
     LGCN(**{**SMALL, 'epochs': 4, 'lr': 1e-2}),
     STARFC(**SMALL),

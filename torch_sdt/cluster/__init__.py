@@ -17,6 +17,7 @@ from .kmeans import KMeans
 from .knn_dbscan import KNNDBSCAN
 from .lcepce import LCEPCE
 from .lgcn import LGCN
+from .ltc import LTC
 from .ndde_tpdi import NDDeTPDi
 from .pair_cls import PairCls
 from .sdt_clustering import SDTClustering
@@ -49,4 +50,5 @@ __all__ = [
     'STARFC',
     'LGCN',
     'Clusformer',
+    'LTC',
 ]

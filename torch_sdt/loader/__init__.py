@@ -3,6 +3,7 @@ from .batch_loader import BatchLoader
 from .neighbor_pairs import NeighborPairs, PairBatch
 from .neighbor_subgraphs import NeighborSubgraphs, SubgraphBatch
 from .pivot_subgraphs import PivotBatch, PivotSubgraphs
+from .proposal_graphs import ProposalBatch, ProposalGraphs
 from .random_views import RandomViews
 from .structure_preserved_subgraphs import StructurePreservedSubgraphs
 
@@ -16,4 +17,6 @@ __all__ = [
     'StructurePreservedSubgraphs',
     'PivotSubgraphs',
     'PivotBatch',
+    'ProposalGraphs',
+    'ProposalBatch',
 ]

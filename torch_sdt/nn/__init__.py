@@ -1,7 +1,9 @@
 r"""Neural network components: layers, pooling operators and models."""
 from .conv import DenseDiffAttentionConv, SparseDiffAttentionConv
 from .models import (
+    GCND,
     GCNE,
+    GCNS,
     GCNV,
     AdaptiveFilter,
     ClusformerModel,
@@ -41,4 +43,6 @@ __all__ = [
     'EdgeGCN',
     'LGCNModel',
     'ClusformerModel',
+    'GCND',
+    'GCNS',
 ]

@@ -16,6 +16,13 @@ from .map_equation import (
 from .ndde import ndde, tpdi, transition_probability
 from .node_intimacy import node_intimacy
 from .normalize import normalize_features
+from .proposals import (
+    Proposals,
+    cluster_proposals,
+    de_overlap,
+    proposal_overlap,
+    super_vertices,
+)
 from .reverse import reverse_values
 from .structure_space import structure_space
 from .subgraph import subgraph_values
@@ -49,4 +56,9 @@ __all__ = [
     'map_equation_ladder',
     'early_stop',
     'node_intimacy',
+    'Proposals',
+    'cluster_proposals',
+    'proposal_overlap',
+    'de_overlap',
+    'super_vertices',
 ]

@@ -11,6 +11,7 @@ from .mixture_of_experts import MixtureOfExperts
 from .neighbor_encoder import NeighborEncoder
 from .pair_classifier import PairClassifier
 from .pair_transformer import PairTransformer
+from .proposal_gcn import GCND, GCNS
 from .similarity_transformer import SimilarityTransformer
 from .sparse_diff_transformer import SparseDiffTransformer
 from .topk_predictor import TopKPredictor
@@ -31,4 +32,6 @@ __all__ = [
     'EdgeGCN',
     'LGCNModel',
     'ClusformerModel',
+    'GCND',
+    'GCNS',
 ]
