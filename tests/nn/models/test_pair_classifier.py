@@ -16,7 +16,8 @@ def world(width=K, n=N, dim=D, identities=6, seed=0, noise=.7):
     generator = torch.Generator().manual_seed(seed)
     y = torch.arange(n) % identities
     x = torch.randn(identities, dim, generator=generator)[y]
-    x = normalize_features(x + noise * torch.randn(n, dim, generator=generator))
+    noise = noise * torch.randn(n, dim, generator=generator)
+    x = normalize_features(x + noise)
     table = knn(x, width)
     node = torch.arange(n).repeat_interleave(K - 1)
     pairs = torch.stack([node, knn(x, K).index[:, 1:].reshape(-1)])
