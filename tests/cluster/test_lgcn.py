@@ -70,15 +70,28 @@ def test_large_components_fall_apart():
     probability = torch.where(same, .95, .3)
     model, table = told(probability, k=16)
     links = model._measure(table)
-    whole = model._partition(links, SizeRule(16, .6))
+    whole = model._partition(links, SizeRule(16))
     assert int(whole.max()) == 0
-    halves = model._partition(links, SizeRule(15, .6))
-    assert torch.equal(halves, torch.arange(16) // 8)
-    # However many rounds that takes.
-    assert torch.equal(model._partition(links, SizeRule(15, .1)), halves)
-    # Too large, and stronger than no threshold below 1 - .05.
-    alone = model._partition(links, SizeRule(7, .6))
+    for step in (.05, .1, .6):
+        model.step = step
+        halves = model._partition(links, SizeRule(15))
+        assert torch.equal(halves, torch.arange(16) // 8)
+        # Too large whatever the bar, until it lets nothing pass.
+        alone = model._partition(links, SizeRule(7))
+        assert torch.equal(alone, torch.arange(16))
+    # The first bar above all weights is one too many.
+    model.step = 1.
+    alone = model._partition(links, SizeRule(15))
     assert torch.equal(alone, torch.arange(16))
+
+
+def test_bar_comes_close_to_one():
+    # Weights that differ in their last digits only.
+    same = torch.arange(16).div(8, rounding_mode='floor')
+    same = same.view(-1, 1) == same
+    model, table = told(torch.where(same, .99999, .999), k=16)
+    halves = model._partition(model._measure(table), SizeRule(8))
+    assert torch.equal(halves, torch.arange(16) // 8)
 
 
 def test_rules():
@@ -86,16 +99,15 @@ def test_rules():
     model = clone(LGCN(**SMALL)).fit(x, y)
     rules = model._rules(None)
     size = np.bincount(y)
-    assert {rule.step for rule in rules} == {.05, .2, .6}
     largest = model._sizes.max()
     assert largest <= size.max()
     assert {largest, 2 * largest} <= {rule.max_size for rule in rules}
     assert max(rule.max_size for rule in rules) == 2 * largest
     assert model.rule_ in rules
     # What is given is what is taken.
-    model.set_params(max_size=7, step=.5)
-    assert model._rules(None) == [SizeRule(7, .5)]
-    assert clone(model).fit(x, y).rule_ == SizeRule(7, .5)
+    model.set_params(max_size=7)
+    assert model._rules(None) == [SizeRule(7)]
+    assert clone(model).fit(x, y).rule_ == SizeRule(7)
 
 
 def test_rules_do_not_change_the_weights(tmp_path):

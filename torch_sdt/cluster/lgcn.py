@@ -18,9 +18,11 @@ from torch_sdt.training import infer
 SIZES = {'small': 128, 'base': 512}
 # Pivots that it sees: a subgraph holds hundreds of nodes.
 _SHOWN = 20_000
-# What is chosen from: multiples of quantiles of the training identities' sizes,
-# and steps.
-_QUANTILES, _FACTORS, _STEPS = (.9, 1.), (1., 2.), (.05, .2, .6)
+# The largest clusters to choose from: multiples of quantiles of the training
+# identities' sizes.
+_QUANTILES, _FACTORS = (.5, .9, 1.), (1., 2.)
+# So many that the bar comes as close to 1 as probabilities do.
+_ROUNDS = 300
 
 
 class SizeRule(NamedTuple):
@@ -28,10 +30,8 @@ class SizeRule(NamedTuple):
 
     Args:
         max_size (int): The size of the largest cluster.
-        step (float): How fast the bar for edges within larger ones rises.
     """
     max_size: int
-    step: float
 
 
 class LGCN(TrainedClustering):
@@ -58,9 +58,10 @@ class LGCN(TrainedClustering):
     DeepFashion ``k=5, k2=5, u=5, max_size=50, step=.5``.
 
     How it differs from the released code: AdamW instead of SGD; training sees
-    as many neighbours as clustering; :obj:`max_size` and :obj:`step` are
-    chosen on held-out identities, the former among multiples of quantiles of
-    the training identities' sizes; see also
+    as many neighbours as clustering; :obj:`max_size` is chosen on held-out
+    identities, among multiples of quantiles of the training identities'
+    sizes; :obj:`step` is small, as coarse ones jump over the probabilities of
+    a network that has not seen much; see also
     :class:`~torch_sdt.nn.LGCNModel`.
 
     Args:
@@ -76,7 +77,7 @@ class LGCN(TrainedClustering):
             (default: chosen on held-out identities)
         step (float, optional): How fast the bar for edges within too large
             components rises: by this share of what is missing to 1.
-            (default: chosen on held-out identities)
+            (default: :obj:`.05`)
         size (str, optional): Width of the network: :obj:`"base"`, 512 as
             published, or :obj:`"small"`, 128. (default: :obj:`"small"`)
         epochs (int, optional): Passes of the training. (default: as many as
@@ -99,7 +100,7 @@ class LGCN(TrainedClustering):
 
     Attributes:
         link_ (torch.nn.Module): The link predictor.
-        rule_ (SizeRule): The size of the largest cluster, and the step.
+        rule_ (SizeRule): The size of the largest cluster.
         validation_score_ (float): Mean of both F on held-out identities.
         history_ (dict): The training :class:`~torch_sdt.training.History` of
             the network.
@@ -116,7 +117,7 @@ class LGCN(TrainedClustering):
         k2: int = 10,
         u: int = 10,
         max_size: Optional[int] = None,
-        step: Optional[float] = None,
+        step: float = .05,
         size: str = 'small',
         epochs: Optional[int] = None,
         lr: float = 1e-3,
@@ -151,7 +152,7 @@ class LGCN(TrainedClustering):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"'{name}' must be at least 1 (got {value})")
-        if self.step is not None and not 0 < self.step <= 1:
+        if not 0 < self.step <= 1:
             raise ValueError(f"'step' must be in (0, 1] (got {self.step})")
         super()._check_arguments()
 
@@ -183,17 +184,16 @@ class LGCN(TrainedClustering):
         return _Links(*table.neighbors.to_edge_index(weight), index.size(0))
 
     def _rules(self, measured: _Links) -> List[SizeRule]:
-        steps = _STEPS if self.step is None else (self.step, )
-        sizes = np.array([self.max_size])
-        if self.max_size is None:
-            size = np.quantile(self._sizes[self._sizes > 0], _QUANTILES)
-            sizes = np.unique(np.outer(size, _FACTORS).round())
-        return [SizeRule(int(size), step) for size in sizes for step in steps]
+        if self.max_size is not None:
+            return [SizeRule(self.max_size)]
+        size = np.quantile(self._sizes[self._sizes > 0], _QUANTILES)
+        return [SizeRule(int(most)) for most in np.unique(
+            np.outer(size, _FACTORS).round())]
 
     def _partition(self, measured: _Links, rule: SizeRule) -> Tensor:
         return size_constrained_components(
             measured.edge_index, measured.weight, measured.num_nodes,
-            rule.max_size, rule.step)
+            rule.max_size, self.step, _ROUNDS)
 
 
 class _Links(NamedTuple):
