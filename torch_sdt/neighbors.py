@@ -102,26 +102,25 @@ class Neighbors:
         device: Optional[Union[str, torch.device]] = None,
         seed: int = 0,
         verbose: bool = False,
+        recall: Optional[float] = None,
     ) -> Neighbors:
         r"""As :meth:`build`, for rows that have unit length already
         (:meth:`torch_sdt.ops.normalize_features`).
         """
-        from torch_sdt.ops.knn import knn_blocks
+        from torch_sdt.ops.knn import RECALL, knn_blocks
         from torch_sdt.progress import progress
 
-        out_index, out_similarity = None, None
-        with progress(x.size(0), 'kNN', verbose) as bar:
-            for start, ids, similarity in knn_blocks(x, k, index, device,
-                                                     seed):
-                if out_index is None or out_similarity is None:
-                    out_index = ids.new_empty(x.size(0), k)
-                    out_similarity = similarity.new_empty(x.size(0), k)
-                stop = start + ids.size(0)
-                out_index[start:stop] = ids
-                out_similarity[start:stop] = similarity
-                bar.update(stop - start)
-        assert out_index is not None and out_similarity is not None
-        return cls(out_index.to(x.device), out_similarity.to(x.device))
+        n = x.size(0)
+        blocks = knn_blocks(x, k, index, device, seed, recall or RECALL)
+        out = cls(x.new_empty(n, k, dtype=torch.long),
+                  x.new_empty(n, k, dtype=torch.float))
+        with progress(n, 'kNN', verbose) as bar:
+            for rows, ids, similarity in blocks:
+                rows = rows.to(x.device)
+                out.index[rows] = ids.to(x.device)
+                out.similarity[rows] = similarity.to(x.device)
+                bar.update(rows.numel())
+        return out
 
     def validate(self, num_nodes: Optional[int] = None) -> Neighbors:
         r"""Checks every row and returns the table itself.

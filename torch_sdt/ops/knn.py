@@ -1,8 +1,7 @@
-r"""Cosine k-nearest-neighbour search: faiss, torch-cluster, or plain torch."""
+r"""Cosine k-nearest-neighbour search, exact or approximate."""
 from __future__ import annotations
 
-from math import sqrt
-from typing import Any, Callable, Iterator, Optional, Tuple, Union
+from typing import Iterator, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -11,15 +10,22 @@ from torch import Tensor
 import torch_sdt.typing
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.normalize import normalize_features
+from torch_sdt.ops.search import (
+    CellSearch,
+    ExactSearch,
+    FaissSearch,
+    Search,
+    TorchClusterSearch,
+)
 from torch_sdt.typing import require
 
-# Below this size an exact search on a CPU costs minutes at most.
+# Below this size an exact search costs minutes at most.
 _EXACT_BELOW = 150_000
-_QUERIES = 4096
 # Cosines in float32 are right to less than this, so that any two that are
 # closer may be equal.
 _TIE = 2e-6
-_Search = Callable[[Tensor, int], Tuple[Tensor, Tensor]]
+# The share of trusted neighbours that an approximate search finds.
+RECALL = .99
 
 
 def knn(
@@ -28,6 +34,7 @@ def knn(
     index: str = 'auto',
     device: Optional[Union[str, torch.device]] = None,
     seed: int = 0,
+    recall: float = RECALL,
 ) -> Neighbors:
     r"""Finds the :obj:`k` nearest neighbours of every sample by cosine.
 
@@ -42,16 +49,20 @@ def knn(
         k (int): Neighbours per row, the sample itself included.
         index (str, optional): :obj:`"flat"` searches exactly (with faiss, or
             in torch where faiss is absent or the features are on a GPU that
-            it was not built for); a faiss factory string such as
-            :obj:`"IVF1024,Flat"` or :obj:`"HNSW32"` approximately, followed
-            by exact cosines of what it found; :obj:`"torch"` and
-            :obj:`"torch_cluster"` choose those backends; :obj:`"auto"` is
-            exact while that is cheap (up to 150,000 samples on a CPU) and
-            an inverted file beyond. (default: :obj:`"auto"`)
+            it was not built for); :obj:`"cells"` approximately, many times
+            faster (:class:`~torch_sdt.ops.search.CellSearch`); a faiss
+            factory string such as :obj:`"IVF1024,Flat"` or :obj:`"HNSW32"`
+            approximately, followed by exact cosines of what it found;
+            :obj:`"torch"` and :obj:`"torch_cluster"` choose those backends;
+            :obj:`"auto"` is :obj:`"flat"` up to 150,000 samples and
+            :obj:`"cells"` beyond. (default: :obj:`"auto"`)
         device (str or torch.device, optional): Where to search.
             (default: that of :obj:`x`)
         seed (int, optional): Seed of an approximate index's training.
             (default: :obj:`0`)
+        recall (float, optional): Of :obj:`"cells"`, the share of neighbours
+            nearer than chance would bring them that is found.
+            (default: :obj:`.99`)
 
     Returns:
         Neighbors: ``index`` (int64) and ``similarity`` (float32), both of
@@ -59,11 +70,12 @@ def knn(
 
     Raises:
         ValueError: If :obj:`k` is not in 1..N, :obj:`index` is no factory
-            string, or the features are bad
+            string, :obj:`recall` is not in (0, 1], or the features are bad
             (:meth:`~torch_sdt.ops.normalize_features`).
         ImportError: If a factory string is given and faiss is absent.
     """
-    return Neighbors.search(normalize_features(x), k, index, device, seed)
+    return Neighbors.search(normalize_features(x), k, index, device, seed,
+                            recall=recall)
 
 
 def default_k(num_nodes: int) -> int:
@@ -77,9 +89,10 @@ def knn_blocks(
     index: str = 'auto',
     device: Optional[Union[str, torch.device]] = None,
     seed: int = 0,
-) -> Iterator[Tuple[int, Tensor, Tensor]]:
-    r"""Yields ``(start, index, similarity)`` for blocks of rows, so that a
-    caller can show progress or write them to disk.
+    recall: float = RECALL,
+) -> KNNBlocks:
+    r"""The search in blocks of rows, so that a caller can show progress or
+    keep finished blocks.
 
     Takes unit rows (:meth:`~torch_sdt.ops.normalize_features`), otherwise
     the arguments of :meth:`knn`.
@@ -90,47 +103,62 @@ def knn_blocks(
     if not 1 <= k <= n:
         raise ValueError(f"'k' must be between 1 and the number of samples "
                          f"{n} (got {k})")
+    if not 0 < recall <= 1:
+        raise ValueError(f"'recall' must be in (0, 1] (got {recall})")
     x = x.to(device) if device is not None else x
-    search = _searcher(x, index, seed)
-    return _finish(x, int(k), search)
+    return KNNBlocks(x, int(k), _index(x, int(k), index, seed, recall))
 
 
-def _finish(x: Tensor, k: int, search: _Search
-            ) -> Iterator[Tuple[int, Tensor, Tensor]]:
-    n = x.size(0)
-    for start in range(0, n, _QUERIES):
-        query = x[start:start + _QUERIES]
+class KNNBlocks:
+    r"""Finished rows of a neighbour table, a block at a time.
+
+    Iterating yields ``(rows, index, similarity)``, of shapes ``[B]``,
+    ``[B, k]`` and ``[B, k]``; ``blocks[i]`` is one of them.
+    """
+
+    def __init__(self, x: Tensor, k: int, search: Search) -> None:
+        self.x = x
+        self.k = k
+        self.search = search
+
+    def __len__(self) -> int:
+        return len(self.search)
+
+    def __iter__(self) -> Iterator[Tuple[Tensor, Tensor, Tensor]]:
+        return (self[block] for block in range(len(self)))
+
+    def __getitem__(self, block: int) -> Tuple[Tensor, Tensor, Tensor]:
+        x, k, n = self.x, self.k, self.x.size(0)
+        rows = self.search.rows(block)
         # One more than wanted shows whether a tie crosses the boundary.
-        similarity, index = search(query, min(k + 1, n))
-        row = torch.arange(start, start + query.size(0), device=x.device)
-        similarity[index == row.view(-1, 1)] = torch.inf
+        similarity, index = self.search(block, min(k + 1, n))
+        similarity[index == rows.view(-1, 1)] = torch.inf
         similarity, index = _rank(similarity, index)
         redo = index[:, :k].amin(dim=1) < 0
-        redo |= index[:, 0] != row
-        if k < n:
+        redo |= index[:, 0] != rows
+        if k < n and self.search.exact:
             redo |= similarity[:, k - 1] - similarity[:, k] <= _TIE
-        similarity, index = _settle_ties(x, query, similarity[:, :k],
+        similarity, index = _settle_ties(x, rows, similarity[:, :k],
                                          index[:, :k], ~redo)
         for part in redo.nonzero().view(-1).split(max(1, 2**26 // n)):
-            similarity[part], index[part] = _exact_rows(x, row[part], k)
-        similarity = similarity.clamp(-1, 1)
-        yield start, index.contiguous(), similarity.contiguous()
+            similarity[part], index[part] = _exact_rows(x, rows[part], k)
+        return rows, index.contiguous(), similarity.clamp(-1, 1).contiguous()
 
 
-def _settle_ties(x: Tensor, query: Tensor, similarity: Tensor, index: Tensor,
-                 rows: Tensor) -> Tuple[Tensor, Tensor]:
+def _settle_ties(x: Tensor, rows: Tensor, similarity: Tensor, index: Tensor,
+                 which: Tensor) -> Tuple[Tensor, Tensor]:
     # Where in a matrix product two vectors stand can change the last bits of
     # their cosine, and so the order of exact duplicates. What may be a tie is
     # computed again in double precision and rounded.
     near = similarity[:, :-1] - similarity[:, 1:] <= _TIE
-    near &= rows.view(-1, 1)
+    near &= which.view(-1, 1)
     both = torch.zeros_like(index, dtype=torch.bool)
     both[:, :-1] |= near
     both[:, 1:] |= near
     of, rank = both.nonzero(as_tuple=True)
     for part in torch.arange(of.numel(), device=x.device).split(16384):
         i, r = of[part], rank[part]
-        product = query[i].double() * x[index[i, r]].double()
+        product = x[rows[i]].double() * x[index[i, r]].double()
         similarity[i, r] = product.sum(dim=1).float()
     return _rank(similarity, index)
 
@@ -159,25 +187,21 @@ def _rank(similarity: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
     return similarity, index.gather(1, order)
 
 
-# Backends ###################################################################
-
-
-def _searcher(x: Tensor, index: str, seed: int) -> _Search:
-    n = x.size(0)
+def _index(x: Tensor, k: int, index: str, seed: int, recall: float
+           ) -> Search:
     if not isinstance(index, str):
         raise ValueError(f"'index' must be a string (got {index!r})")
     if index == 'auto':
-        index = 'flat'
-        if n > _EXACT_BELOW and not x.is_cuda and torch_sdt.typing.WITH_FAISS:
-            num_cells = 2**round(np.log2(4 * sqrt(n)))
-            index = f'IVF{num_cells},Flat'
+        index = 'flat' if x.size(0) <= _EXACT_BELOW else 'cells'
+    if index == 'cells':
+        return CellSearch(x, k, recall, seed)
     if index == 'torch' or (index == 'flat' and not _faiss_serves(x)):
-        return lambda query, k: (query @ x.t()).topk(k)
+        return ExactSearch(x)
     if index == 'torch_cluster':
         require(torch_sdt.typing.WITH_TORCH_CLUSTER, 'knn', 'torch-cluster')
-        return lambda query, k: _search_torch_cluster(x, query, k)
+        return TorchClusterSearch(x)
     require(torch_sdt.typing.WITH_FAISS, 'knn', 'faiss-cpu')
-    return _faiss_searcher(x, 'Flat' if index == 'flat' else index, seed)
+    return FaissSearch(x, 'Flat' if index == 'flat' else index, seed)
 
 
 def _faiss_serves(x: Tensor) -> bool:
@@ -187,69 +211,3 @@ def _faiss_serves(x: Tensor) -> bool:
         return True
     import faiss
     return hasattr(faiss, 'StandardGpuResources')
-
-
-def _search_torch_cluster(x: Tensor, query: Tensor, k: int
-                          ) -> Tuple[Tensor, Tensor]:
-    from torch_cluster import knn as torch_cluster_knn
-
-    row, col = torch_cluster_knn(x, query, k)
-    index = torch.full((query.size(0), k), -1, device=x.device)
-    rank = torch.arange(row.numel(), device=x.device)
-    first = torch.searchsorted(row.contiguous(), row.contiguous())
-    index[row, rank - first] = col
-    return _exact_similarity(x, query, index), index
-
-
-def _faiss_searcher(x: Tensor, factory: str, seed: int) -> _Search:
-    import faiss
-
-    index: Any
-    try:
-        index = faiss.index_factory(x.size(1), factory,
-                                    faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as e:
-        raise ValueError(f"'index' must be 'auto', 'flat', 'torch', "
-                         f"'torch_cluster' or a faiss factory string (got "
-                         f"'{factory}')") from e
-    data = x.cpu().numpy()
-    if x.is_cuda and hasattr(faiss, 'StandardGpuResources'):
-        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(),
-                                       x.device.index or 0, index)
-    if not index.is_trained:
-        _seed_faiss(index, seed)
-        try:
-            index.train(data)
-        except RuntimeError as e:
-            raise ValueError(f"The index '{factory}' cannot be trained on "
-                             f"{x.size(0)} samples; use a smaller one or "
-                             f"'flat'") from e
-    index.add(data)
-    if hasattr(index, 'nprobe') and index.nprobe == 1:
-        index.nprobe = max(1, min(index.nlist, max(64, index.nlist // 16)))
-    exact = factory == 'Flat'
-
-    def search(query: Tensor, k: int) -> Tuple[Tensor, Tensor]:
-        similarity, ids = index.search(query.cpu().numpy(), k)
-        found = torch.from_numpy(ids).to(query.device)
-        if exact:
-            return torch.from_numpy(similarity).to(query.device), found
-        return _exact_similarity(x, query, found), found
-
-    return search
-
-
-def _seed_faiss(index: Any, seed: int) -> None:
-    for part in (index, getattr(index, 'pq', None)):
-        clustering: Any = getattr(part, 'cp', None)
-        if clustering is not None:
-            clustering.seed = seed + 1
-
-
-def _exact_similarity(x: Tensor, query: Tensor, index: Tensor) -> Tensor:
-    out = torch.empty(index.shape, device=x.device)
-    for start in range(0, index.size(0), 512):
-        found = index[start:start + 512].clamp(min=0)
-        out[start:start + 512] = torch.einsum(
-            'qd,qkd->qk', query[start:start + 512], x[found])
-    return out

@@ -1,0 +1,120 @@
+import math
+
+import pytest
+import torch
+from torch_geometric.testing import withCUDA
+
+from torch_sdt.datasets import SyntheticFaces
+from torch_sdt.ops import estimate_background, normalize_features
+from torch_sdt.ops.search import CellSearch, cell_search
+
+
+def unit(n, d=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return normalize_features(torch.randn(n, d, generator=generator))
+
+
+def faces(n=3000):
+    return normalize_features(SyntheticFaces('ms1m', num_images=n, dim=64).x)
+
+
+def results(search, k):
+    n = search.x.size(0)
+    index = torch.full((n, k), -2, device=search.x.device)
+    similarity = torch.zeros(n, k, device=search.x.device)
+    for block in range(len(search)):
+        rows = search.rows(block)
+        similarity[rows], index[rows] = search(block, k)
+    return similarity, index
+
+
+@withCUDA
+@pytest.mark.parametrize('n', [1, 2, 50, 2000])
+def test_every_row_is_in_one_block(n, device):
+    search = CellSearch(unit(n).to(device), 5, .9, 0)
+    rows = torch.cat([search.rows(block) for block in range(len(search))])
+    assert torch.equal(rows.sort()[0], torch.arange(n, device=device))
+    assert 1 <= search.num_probes <= search.num_cells
+
+
+def test_results_are_the_best_of_what_was_seen():
+    x = unit(2000)
+    search = CellSearch(x, 10, .9, 0)
+    similarity, index = results(search, 10)
+    assert torch.allclose(similarity, (x[index] * x.unsqueeze(1)).sum(dim=2),
+                          atol=1e-6)
+    assert bool((index[:, 0] == torch.arange(2000)).all())
+    best = (x @ x.t()).topk(10)[0]
+    assert bool((similarity <= best + 1e-6).all())
+    # Each row is the exact answer among the cells that it was compared with.
+    block = len(search) // 2
+    seen = search._candidates(block)
+    want = (x[search.rows(block)] @ x[seen].t()).topk(10)[0]
+    assert torch.allclose(search(block, 10)[0], want, atol=1e-6)
+
+
+def test_all_cells_are_an_exact_search():
+    x = unit(700)
+    search = CellSearch(x, 10, 1., 0)
+    search.num_probes = search.num_cells
+    assert torch.allclose(results(search, 10)[0], (x @ x.t()).topk(10)[0],
+                          atol=1e-6)
+
+
+@pytest.mark.parametrize('recall', [.8, .95, 1.])
+def test_recall_is_what_was_asked_for_and_what_it_says(recall):
+    # All rows are the sample here.
+    x = faces(1024)
+    search = CellSearch(x, 30, recall, 0)
+    cosine, exact = (x @ x.t()).topk(30)
+    index = results(search, 30)[1]
+    found = (exact.unsqueeze(2) == index.unsqueeze(1)).any(dim=2)
+    location, scale = estimate_background(x, 0)
+    trusted = cosine > location + scale * math.sqrt(2 * math.log(1024))
+    other = exact != torch.arange(1024).view(-1, 1)
+    measured = found[trusted & other].double().mean()
+    assert measured >= recall
+    assert search.recall == pytest.approx(float(measured), abs=1e-3)
+    assert search.recall_all == pytest.approx(
+        float(found[other].double().mean()), abs=2e-3)
+    # Not more cells than that takes.
+    search.num_probes -= 1
+    if search.num_probes > 0:
+        index = results(search, 30)[1]
+        found = (exact.unsqueeze(2) == index.unsqueeze(1)).any(dim=2)
+        assert float(found[trusted & other].double().mean()) < recall
+
+
+def test_identities_need_few_cells():
+    # That is where the time is won.
+    search = CellSearch(faces(), 20, .95, 0)
+    assert search.num_probes < search.num_cells / 8
+    assert search.recall >= .95 > search.recall_all
+
+
+def test_missing_neighbours():
+    x = unit(60)
+    search = CellSearch(x, 5, .5, 0)
+    search.num_probes = 1
+    similarity, index = results(search, 60)
+    assert bool((index[:, -1] == -1).any())
+    for row in index:
+        found = row[row >= 0]
+        assert found.unique().numel() == found.numel() > 0
+
+
+def test_duplicates_and_large_cells(monkeypatch):
+    # Two hundred copies of one sample fill a cell, which is cut in parts.
+    monkeypatch.setattr(cell_search, '_BYTES', 2**12)
+    x = torch.cat([unit(1).expand(200, -1), unit(300, seed=1)])
+    search = CellSearch(x, 5, .99, 0)
+    assert len(search) > search.num_cells
+    similarity, _ = results(search, 5)
+    assert bool((similarity[:200] > 1 - 1e-6).all())
+
+
+def test_seed():
+    x = unit(2000)
+    first, again, other = (results(CellSearch(x, 8, .8, seed), 8)[1]
+                           for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)

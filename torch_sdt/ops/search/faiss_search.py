@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any, Tuple
+
+import torch
+from torch import Tensor
+
+from torch_sdt.ops.search.exact_search import QUERIES, exact_cosines
+
+
+class FaissSearch:
+    r"""Search with an index of faiss, exact for ``'Flat'``; an approximate
+    one is followed by exact cosines of what it found.
+
+    Args:
+        x (torch.Tensor): Unit rows, shape ``[N, D]``.
+        factory (str): The factory string.
+        seed (int): Seed of the index's training.
+
+    Raises:
+        ValueError: If :obj:`factory` is no factory string, or there are too
+            few samples to train the index on.
+    """
+
+    def __init__(self, x: Tensor, factory: str, seed: int) -> None:
+        import faiss
+
+        index: Any
+        try:
+            index = faiss.index_factory(x.size(1), factory,
+                                        faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as e:
+            raise ValueError(
+                f"'index' must be 'auto', 'flat', 'cells', 'torch', "
+                f"'torch_cluster' or a faiss factory string (got "
+                f"'{factory}')") from e
+        data = x.cpu().numpy()
+        if x.is_cuda and hasattr(faiss, 'StandardGpuResources'):
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(),
+                                           x.device.index or 0, index)
+        if not index.is_trained:
+            _seed(index, seed)
+            try:
+                index.train(data)
+            except RuntimeError as e:
+                raise ValueError(f"The index '{factory}' cannot be trained "
+                                 f"on {x.size(0)} samples; use a smaller one "
+                                 f"or 'flat'") from e
+        index.add(data)
+        if hasattr(index, 'nprobe') and index.nprobe == 1:
+            index.nprobe = max(1, min(index.nlist,
+                                      max(64, index.nlist // 16)))
+        self.x = x
+        self.index = index
+        self.exact = factory == 'Flat'
+
+    def __len__(self) -> int:
+        return -(-self.x.size(0) // QUERIES)
+
+    def rows(self, block: int) -> Tensor:
+        r"""The rows of a block."""
+        start = block * QUERIES
+        stop = min(start + QUERIES, self.x.size(0))
+        return torch.arange(start, stop, device=self.x.device)
+
+    def __call__(self, block: int, k: int) -> Tuple[Tensor, Tensor]:
+        r"""Cosines and ids of the :obj:`k` best for the rows of a block;
+        id -1 where the index finds less.
+        """
+        rows = self.rows(block)
+        similarity, ids = self.index.search(self.x[rows].cpu().numpy(), k)
+        found = torch.from_numpy(ids).to(self.x.device)
+        if self.exact:
+            return torch.from_numpy(similarity).to(self.x.device), found
+        return exact_cosines(self.x, rows, found), found
+
+
+def _seed(index: Any, seed: int) -> None:
+    for part in (index, getattr(index, 'pq', None)):
+        clustering: Any = getattr(part, 'cp', None)
+        if clustering is not None:
+            clustering.seed = seed + 1
