@@ -179,7 +179,7 @@ def test_order_of_questions_does_not_count():
 
 def captured(monkeypatch, **kwargs):
     seen = []
-    monkeypatch.setattr(FCESER, '_train', lambda self, name, loader:
+    monkeypatch.setattr(FCESER, '_train', lambda self, name, loader, _:
                         seen.append(loader))
     monkeypatch.setattr(FCESER, '_choose', lambda *args: None)
     FCESER(**{**SMALL, **kwargs}).fit(*world())

@@ -180,9 +180,9 @@ def test_thresholds_choose_no_weights(tmp_path):
 def test_pairs_of_training(monkeypatch):
     loaders, train = {}, LCEPCE._train
 
-    def watch(self, name, loader):
+    def watch(self, name, loader, validate):
         loaders[name] = loader
-        train(self, name, loader)
+        train(self, name, loader, validate)
 
     monkeypatch.setattr(LCEPCE, '_train', watch)
     model = LCEPCE(**SMALL, neighbors_per_side=6).fit(*world())

@@ -165,7 +165,7 @@ def test_segmenter_learns_from_mixed_proposals(monkeypatch):
     model = LTC(**SMALL, thresholds=(.2, .5))
     seen = {}
     monkeypatch.setattr(
-        model, '_train', lambda name, loader, shown: seen.update(
+        model, '_train', lambda name, loader, validate, shown: seen.update(
             {name: loader}))
     monkeypatch.setattr(model, '_choose', lambda *args: None)
     model.fit(x, y)

@@ -20,13 +20,15 @@ from torch_sdt.cluster import (
     Clusformer,
     NDDeTPDi,
     PairCls,
+    split_identities,
 )
 from torch_sdt.cluster.edges import mean_fscore
-from torch_sdt.cluster.trained import Cut, cuts
+from torch_sdt.cluster.trained import Cut, TrainedClustering, cuts
 from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.loader import NeighborSubgraphs
 from torch_sdt.neighbors import Neighbors
-from torch_sdt.ops import normalize_features
+from torch_sdt.ops import normalize_features, structure_space
 
 SMALL = dict(k=8, epochs=1, batch_size=16)
 ESTIMATORS = [
@@ -34,7 +36,7 @@ ESTIMATORS = [
     NDDeTPDi(**SMALL),
     LTC(**SMALL),
     Clusformer(**SMALL),
-    LGCN(**{**SMALL, 'epochs': 4, 'lr': 1e-2}),
+    LGCN(**{**SMALL, 'epochs': 8, 'lr': 1e-2}),
     STARFC(**SMALL),
     PairCls(**SMALL),
     LCEPCE(**SMALL),
@@ -210,14 +212,96 @@ def test_bad_input(estimator):
 
 @all_estimators
 def test_never_sees_held_out_identities(estimator, monkeypatch):
-    # Whatever the held-out features are, the networks' weights are the same.
+    # They choose the epoch and the rule, nothing else: whatever their features
+    # are, the only epoch's weights are the same.
     from torch_sdt.cluster import split_identities
 
     x, y = world()
     _, val = split_identities(y, None, estimator.val_share, estimator.seed)
     other = x.copy()
     other[val] = np.random.default_rng(0).normal(size=other[val].shape)
-    assert equal(clone(estimator).fit(other, y), fitted(estimator))
+    one = clone(estimator).set_params(epochs=1)
+    assert equal(clone(one).fit(other, y), one.fit(x, y))
+
+
+class Fake(TrainedClustering):
+    r"""The threshold at one fourth of its epochs is right, given or not."""
+    _rule = Cut
+    _networks = ('model', )
+    _no_weights = ('device', 'workdir', 'verbose', 'tau')
+
+    def __init__(self, tau=None, epochs=8):
+        self.tau, self.epochs = tau, epochs
+        self.k, self.center, self.index, self.seed = 4, False, 'flat', 0
+        self.lr, self.batch_size, self.val_share = 1e-3, 16, .3
+        self.device = self.workdir = None
+        self.verbose = False
+
+    def _build(self):
+        self.model_ = Counter()
+
+    def _learn(self, table, y, held_out, y_held_out):
+        self.y = {held_out.x.size(0): y_held_out}
+        self._train('model', NeighborSubgraphs(table.neighbors, table.x, 16,
+                                               pairs=False),
+                    self._clusters(held_out, y_held_out))
+        self.best = int(self.model_.epoch)
+
+    def _measure(self, table):
+        return self.y.get(table.x.size(0), torch.arange(table.x.size(0)))
+
+    def _rules(self, measured):
+        return cuts(torch.tensor([.2, .8]), self.tau)
+
+    def _partition(self, measured, rule):
+        right = int(self.model_.epoch) == 2 and rule.tau < .5
+        return measured if right else torch.arange(measured.numel())
+
+
+class Counter(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.register_buffer('epoch', torch.zeros(()))
+        self.register_buffer('seen', torch.zeros(()))
+
+    def loss(self, batch):
+        self.seen += batch.node.numel()
+        total = world()[1].size - FAKE_HELD_OUT
+        self.epoch.copy_((self.seen / total).ceil())
+        return self.weight.square().sum()
+
+
+FAKE_HELD_OUT = split_identities(world()[1], None, .3, 0)[1].size
+
+
+@pytest.mark.parametrize('tau', [None, .3, .7])
+def test_keeps_the_epoch_that_clusters_held_out_identities_best(tau):
+    # ... with the best of all rules, whether or not one is given.
+    model = Fake(tau).fit(*world())
+    assert model.best == 2
+    scores = [row['mean_f'] for row in model.history_['model'].rows]
+    assert len(scores) == 8 and scores[1] == 1 > max(scores[2:])
+    assert model.tau == tau
+    assert model.rule_.tau == pytest.approx(tau or .2)
+
+
+def test_keeps_the_epoch_of_the_least_held_out_loss():
+    x, y = world()
+    model = AdaNETS(**{**SMALL, 'epochs': 4, 'lr': .03}).fit(x, y)
+    loss = [-row['negative_loss'] for row in model.history_['filter'].rows]
+    assert len(loss) == 4 and len(set(loss)) > 1
+    x, y = (torch.from_numpy(a) for a in (x, y))
+    # What was kept has that loss.
+    _, val = split_identities(y.numpy(), None, .3, 0)
+    table = Neighbors.search(normalize_features(x[val]), SMALL['k'])
+    loader = NeighborSubgraphs(
+        structure_space(table, model.weight), normalize_features(x[val]),
+        16, y=y[val], beta=model.beta, pairs=False, shuffle=True)
+    with torch.no_grad():
+        total = sum(float(model.filter_.loss(batch)) * batch.node.numel()
+                    for batch in loader)
+    assert total / val.size == pytest.approx(min(loss), abs=1e-6)
 
 
 @all_estimators

@@ -160,17 +160,20 @@ class AdaNETS(TrainedClustering):
         self.gcn_ = HingeGCN(self.n_features_in_, gcn)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
-        space = structure_space(table.neighbors, self.weight)
-        self._train('filter', NeighborSubgraphs(
-            space, table.x, self.batch_size, y=y, beta=self.beta,
-            pairs=False, shuffle=True, seed=self.seed))
-        # Few numbers, which single precision holds.
+               y_held_out: Tensor) -> None:
+        sides = [(structure_space(one.neighbors, self.weight), one.x, of)
+                 for one, of in ((table, y), (held_out, y_held_out))]
+        self._train('filter', *(NeighborSubgraphs(
+            space, x, self.batch_size, y=y, beta=self.beta, pairs=False,
+            shuffle=True, seed=self.seed) for space, x, y in sides))
+        # Identities are few numbers, which single precision holds.
+        space, x, _ = sides[0]
         identity = y.unique(return_inverse=True)[1].float()
         self._train('gcn', NeighborSubgraphs(
-            space, table.x, self.batch_size,
-            relations=[self._trusted(space, table.x), identity[space.index]],
-            pairs=False, shuffle=True, seed=self.seed))
+            space, x, self.batch_size,
+            relations=[self._trusted(space, x), identity[space.index]],
+            pairs=False, shuffle=True, seed=self.seed),
+            self._clusters(held_out, y_held_out))
 
     # Clustering ##############################################################
 

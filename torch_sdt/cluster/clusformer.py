@@ -3,7 +3,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, Callable, List, NamedTuple, Optional
 
-import numpy as np
 from torch import Tensor
 
 from torch_sdt.cluster._arguments import check_between, check_known
@@ -134,8 +133,9 @@ class Clusformer(TrainedClustering):
                                             *SIZES[self.size])
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
-        self._train('transformer', self._subgraphs(table, y))
+               y_held_out: Tensor) -> None:
+        self._train('transformer', self._subgraphs(table, y),
+                    self._clusters(held_out, y_held_out))
 
     def _subgraphs(self, table: Table, y: Optional[Tensor] = None
                    ) -> NeighborSubgraphs:

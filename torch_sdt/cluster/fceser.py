@@ -183,17 +183,19 @@ class FCESER(TrainedClustering):
                                   self.n_features_in_)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
-        # All that any of the rules may ask.
+               y_held_out: Tensor) -> None:
+        self._train('pair', pair_loader(
+            self.pair_, table, self._pairs(table.neighbors), self.batch_size,
+            y, self.seed), self._clusters(held_out, y_held_out))
+
+    def _pairs(self, neighbors: Neighbors) -> Tensor:
+        # Of all that any of the rules may ask.
         thetas, deltas, _ = self._tried()
-        jaccard = nep(table.neighbors)
-        pairs = listed(table.neighbors,
-                       behind(jaccard, max(thetas), min(deltas)))
+        pairs = listed(neighbors, behind(nep(neighbors), max(thetas),
+                                         min(deltas)))
         generator = torch.Generator().manual_seed(self.seed)
         chosen = torch.randperm(pairs.size(1), generator=generator)[:_PAIRS]
-        self._train('pair', pair_loader(
-            self.pair_, table, pairs[:, chosen.to(pairs.device)],
-            self.batch_size, y, self.seed))
+        return pairs[:, chosen.to(pairs.device)]
 
     # Clustering ##############################################################
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Optional
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -162,13 +161,16 @@ class GCNVE(TrainedClustering):
             self.edge_ = GCNE(vertex, edge)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
+               y_held_out: Tensor) -> None:
+        validate, edge = self._clusters(held_out, y_held_out), self.edge_
+        self.edge_ = None  # It knows nothing yet.
         self._train('vertex', NeighborSubgraphs(
             table.neighbors, table.x, self.batch_size, y=y, pairs=False,
-            shuffle=True, seed=self.seed), shown=_SHOWN)
-        if self.edge_ is not None:
+            shuffle=True, seed=self.seed), validate, shown=_SHOWN)
+        self.edge_ = edge
+        if edge is not None:
             seen = self._vertex_stage(table)
-            self._train('edge', self._candidates(seen, y))
+            self._train('edge', self._candidates(seen, y), validate)
 
     def _candidates(self, seen: _Seen, y: Optional[Tensor] = None
                     ) -> NeighborSubgraphs:

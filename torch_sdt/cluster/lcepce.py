@@ -152,16 +152,21 @@ class LCEPCE(TrainedClustering):
                                   self.n_features_in_)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
-        self._train('local', NeighborSubgraphs(
-            table.neighbors, table.x, self.batch_size, y=y, shuffle=True,
-            seed=self.seed))
+               y_held_out: Tensor) -> None:
+        sides = (table, y), (held_out, y_held_out)
+        self._train('local', *(NeighborSubgraphs(
+            one.neighbors, one.x, self.batch_size, y=y, shuffle=True,
+            seed=self.seed) for one, y in sides))
+        self._train('pair', pair_loader(
+            self.pair_, table, self._pairs(table), self.batch_size, y,
+            self.seed), self._clusters(held_out, y_held_out))
+
+    def _pairs(self, table: Table) -> Tensor:
+        # Each sample with its parent and with another denser neighbour.
         weight, density = self._local_stage(table)
         peaks = density_peaks(table.neighbors, density, -weight)
-        pairs = torch.cat([linked(peaks),
-                           self._others(table, density, peaks)], dim=1)
-        self._train('pair', pair_loader(
-            self.pair_, table, pairs, self.batch_size, y, self.seed))
+        return torch.cat([linked(peaks),
+                          self._others(table, density, peaks)], dim=1)
 
     def _others(self, table: Table, density: Tensor, peaks: DensityPeaks
                 ) -> Tensor:

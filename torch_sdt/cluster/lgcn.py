@@ -162,9 +162,10 @@ class LGCN(TrainedClustering):
         self.link_ = LGCNModel(self.n_features_in_, SIZES[self.size])
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
+               y_held_out: Tensor) -> None:
         self._sizes = y.bincount().cpu().numpy()
-        self._train('link', self._subgraphs(table, y), shown=_SHOWN)
+        self._train('link', self._subgraphs(table, y),
+                    self._clusters(held_out, y_held_out), shown=_SHOWN)
 
     def _subgraphs(self, table: Table, y: Optional[Tensor] = None
                    ) -> PivotSubgraphs:

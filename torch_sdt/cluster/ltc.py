@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -226,23 +225,26 @@ class LTC(TrainedClustering):
             self.segment_ = GCNS(self.n_features_in_, width)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
+               y_held_out: Tensor) -> None:
         self._largest = self.max_size or _FACTOR * int(y.bincount().max())
         proposals = self._proposals(table, self._largest)
         if proposals.num_proposals == 0:
             raise ValueError(
                 "There are no proposals to learn from: lower 'thresholds' or "
                 "'min_size', or raise 'max_size'")
-        self._train('detect', self._graphs(table, proposals, y=y),
+        validate, segment = self._clusters(held_out, y_held_out), self.segment_
+        self.segment_ = None  # It knows nothing yet.
+        self._train('detect', self._graphs(table, proposals, y=y), validate,
                     shown=_SHOWN)
-        if self.segment_ is not None:
+        self.segment_ = segment
+        if segment is not None:
             _, iop = proposal_overlap(proposals, y)
             low, high = _LEARNED_IOP
             mixed = ((iop >= low) & (iop <= high)).nonzero().view(-1)
             # Where all are pure, there is that to learn.
             nodes = mixed if mixed.numel() > 0 else None
             self._train('segment', self._graphs(table, proposals, nodes, y),
-                        shown=_SHOWN)
+                        validate, shown=_SHOWN)
 
     def _proposals(self, table: Table, max_size: int) -> Proposals:
         return cluster_proposals(

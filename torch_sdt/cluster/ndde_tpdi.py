@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Optional
 
-import numpy as np
 from torch import Tensor
 
 from torch_sdt.cluster._arguments import check_known
@@ -139,8 +138,9 @@ class NDDeTPDi(TrainedClustering):
             shuffle=y is not None, seed=self.seed)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
-        self._train('similarity', self._loader(table, y))
+               y_held_out: Tensor) -> None:
+        self._train('similarity', self._loader(table, y),
+                    self._clusters(held_out, y_held_out))
 
     def _measure(self, table: Table) -> DensityPeaks:
         probability = infer(

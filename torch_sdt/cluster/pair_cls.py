@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from typing import Any, List, NamedTuple, Optional
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -205,9 +204,10 @@ class PairCls(TrainedClustering):
             2 * self.n_features_in_, SIZES[self.size], self.pair)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
+               y_held_out: Tensor) -> None:
         self._train('classifier', self._loader(
-            table, self._pairs(table.neighbors, y), y), shown=_SHOWN)
+            table, self._pairs(table.neighbors, y), y),
+            self._clusters(held_out, y_held_out), shown=_SHOWN)
 
     def _loader(self, table: Table, pairs: Tensor,
                 y: Optional[Tensor] = None) -> NeighborPairs:

@@ -188,13 +188,13 @@ class SDTClustering(TrainedClustering):
     # Training ################################################################
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
+               y_held_out: Tensor) -> None:
         for name in self._networks:
             if getattr(self, f'{name}_') is not None:
                 self._learn_network(name, table, y, held_out, y_held_out)
 
     def _learn_network(self, name: str, table: Table, y: Tensor,
-                       held_out: Table, y_held_out: np.ndarray) -> None:
+                       held_out: Table, y_held_out: Tensor) -> None:
         if self.augment:
             relate = None if name == 'predictor' else self._infer_trust
             self._train(name, RandomViews(table.x, y, self.k_, _VIEW_SIZE,
@@ -205,7 +205,8 @@ class SDTClustering(TrainedClustering):
             first, first_held_out = self._trust(table), self._trust(held_out)
 
         def validate(_: Any) -> Dict[str, float]:
-            return self._validate(held_out, y_held_out, first_held_out)
+            return self._validate(held_out, y_held_out.cpu().numpy(),
+                                  first_held_out)
 
         self._train(name, self._loader(table, first, y, shuffle=True),
                     validate)

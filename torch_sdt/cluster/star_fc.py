@@ -3,7 +3,6 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, Callable, List, NamedTuple, Optional
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -176,10 +175,10 @@ class STARFC(TrainedClustering):
         self.edge_ = EdgeGCN(self.n_features_in_, SIZES[self.size], self.pair)
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
+               y_held_out: Tensor) -> None:
         self._train('edge', StructurePreservedSubgraphs(
             table.x, y, self.k_, batch_size=self.batch_size, seed=self.seed),
-            shown=_SHOWN)
+            self._clusters(held_out, y_held_out), shown=_SHOWN)
 
     # Clustering ##############################################################
 

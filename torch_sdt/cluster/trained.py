@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
+from inspect import signature
 from typing import (
     Any,
-    Callable,
     Dict,
     List,
     NamedTuple,
@@ -11,6 +12,7 @@ from typing import (
     Tuple,
     Type,
     TypeVar,
+    Union,
 )
 
 import numpy as np
@@ -22,19 +24,22 @@ from torch.nn import Module
 from torch_sdt.cluster._split import check_labels, split_identities
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.loader import BatchLoader
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.background import estimate_background
 from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.progress import progress
 from torch_sdt.training import History, Trainer
-from torch_sdt.training.trainer import TrainingLoader
+from torch_sdt.training.trainer import TrainingLoader, Validate
 from torch_sdt.typing import ArrayLike
 
 Self = TypeVar('Self', bound='TrainedClustering')
 
 # Training shows a network this many items unless told otherwise.
 _SHOWN, _MOST_EPOCHS = 40_000, 10
+# Items on which an epoch is validated, at most.
+_VALIDATED = 4_000
 # Samples on which the rule is chosen, at most.
 _CHOOSE_UP_TO = 50_000
 _FORMAT = 1
@@ -74,6 +79,19 @@ def cuts(value: Tensor, tau: Optional[float] = None, num: int = 40
         return [Cut(0.)]
     share = np.linspace(0, 1, num + 1)
     return [Cut(float(t)) for t in np.unique(np.quantile(value, share))]
+
+
+def _negative_loss(model: Any, loader: BatchLoader[Any]) -> Dict[str, float]:
+    # On so many items of a loader, the same ones in each epoch.
+    total, count = 0., 0
+    loader.set_epoch(0)
+    for batch in loader:
+        size = batch.node.numel()
+        total += float(model.loss(batch)) * size
+        count += size
+        if count >= _VALIDATED:
+            break
+    return {'negative_loss': -total / max(count, 1)}
 
 
 class TrainedClustering(BaseEstimator):
@@ -160,21 +178,51 @@ class TrainedClustering(BaseEstimator):
         self.history_ = {}
         on_train, on_val = self._table(x[train]), self._table(x[val])
         y_train = torch.from_numpy(labels[train]).to(x.device)
-        self._learn(on_train, y_train, on_val, labels[val])
+        y_val = torch.from_numpy(labels[val]).to(x.device)
+        self._learn(on_train, y_train, on_val, y_val)
         self._choose(x, labels, train, val, neighbors)
         return self
 
     def _train(self, name: str, loader: TrainingLoader,
-               validate: Optional[Callable[[Module], Dict[str, float]]] = None,
-               shown: int = _SHOWN) -> None:
+               validate: Union[BatchLoader[Any], Validate, None] = None,
+               *, shown: int = _SHOWN) -> None:
         # Trains one network, for as many epochs as are asked for or as show
-        # a number of items.
+        # a number of items, and keeps the best of them: a network that reads
+        # features soon knows the training identities by heart. The best has
+        # the least loss on held-out identities, if a loader of them is given.
+        if isinstance(validate, BatchLoader):
+            empty = validate.nodes.numel() == 0
+            validate = None if empty else partial(_negative_loss,
+                                                  loader=validate)
         most = _MOST_EPOCHS * shown // _SHOWN
         items = max(loader.nodes.numel(), 1)
         epochs = self.epochs or min(max(round(shown / items), 1), most)
         trainer = self._trainer(epochs, name, loader.x.device)
         self.history_[name] = trainer.fit(
             getattr(self, f'{name}_'), loader, validate, self._fingerprint)
+
+    def _clusters(self, table: Table, y: Tensor) -> Validate:
+        # Or it clusters held-out identities best, with their best rule: of
+        # all, also where one is given, so that weights do not depend on it.
+        labels = y.cpu().numpy()
+        scored = np.ones(labels.size, dtype=bool)
+        default = signature(type(self).__init__).parameters
+        free = {name: default[name].default for name in self._no_weights
+                if name not in TrainedClustering._no_weights}
+
+        def validate(_: Module) -> Dict[str, float]:
+            given = {name: getattr(self, name) for name in free}
+            self.set_params(**free)
+            try:
+                measured = self._measure(table)
+                best = max(mean_fscore(labels, self._partition(
+                    measured, rule).cpu().numpy(), scored)
+                           for rule in self._rules(measured))
+            finally:
+                self.set_params(**given)
+            return {'mean_f': best}
+
+        return validate
 
     def _trainer(self, epochs: int, name: str, device: Any = None) -> Trainer:
         return Trainer(
@@ -259,7 +307,7 @@ class TrainedClustering(BaseEstimator):
         raise NotImplementedError
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
-               y_held_out: np.ndarray) -> None:
+               y_held_out: Tensor) -> None:
         # Trains the networks on a table of training identities.
         raise NotImplementedError
 
