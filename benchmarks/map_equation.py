@@ -4,7 +4,7 @@ The Top-K Jaccard graph of a synthetic world's exact kNN table, without edges
 below ``--threshold``. Each backend of
 :meth:`torch_sdt.ops.map_equation_communities` runs in a process of its own,
 after a small graph has warmed it up; its time includes handing the graph over
-to the library and is the best of ``--repeats`` calls. All three work on one
+to the library and is the best of ``--repeats`` calls. All work on one
 thread; ``cpu_seconds`` is what they would take with a processor of their own.
 The codelength of every partition is measured by
 :meth:`torch_sdt.ops.map_equation`, and stands next to that of the true
@@ -37,7 +37,7 @@ from torch_sdt.ops import (
 
 RESULTS = osp.join(osp.dirname(osp.realpath(__file__)), 'results')
 REFERENCE = 'infomap'
-NAMES = ['infomap', 'networkit', 'numba']
+NAMES = ['infomap', 'networkit', 'numba', 'torch']
 
 parser = argparse.ArgumentParser()
 parser.add_argument('--num-nodes', type=int, default=50_000)

@@ -19,7 +19,7 @@ from torch_sdt.ops import (
 )
 from torch_sdt.ops.map_equation import number_by_appearance
 
-BACKENDS = ['networkit', 'infomap', 'numba']
+BACKENDS = ['networkit', 'infomap', 'numba', 'torch']
 
 
 @pytest.fixture(params=BACKENDS)
@@ -428,7 +428,7 @@ def test_communities_take_no_gradient(backend):
     assert torch.equal(out, again)
 
 
-@pytest.mark.parametrize('backend', ['infomap', 'numba'])
+@pytest.mark.parametrize('backend', ['infomap', 'numba', 'torch'])
 def test_communities_markov_time(backend):
     # The longer, the fewer; each the best of the three at its own time.
     pytest.importorskip(backend)
@@ -465,8 +465,8 @@ def test_communities_directed():
     out = map_equation_communities(edge_index, num_nodes=10,
                                    backend='infomap', directed=True)
     assert out.tolist() == [0] * 4 + [1] * 4 + [2, 3]
-    for backend in ['networkit', 'numba']:
-        if getattr(torch_sdt.typing, f'WITH_{backend.upper()}'):
+    for backend in ['networkit', 'numba', 'torch']:
+        if getattr(torch_sdt.typing, f'WITH_{backend.upper()}', True):
             with pytest.raises(ValueError, match='is undirected'):
                 map_equation_communities(edge_index, backend=backend,
                                          directed=True)
@@ -484,6 +484,8 @@ def test_communities_bad_markov_time(time, backend):
 def test_communities_errors(backend, monkeypatch):
     check_graph_errors(lambda *graph: map_equation_communities(
         *graph, backend=backend))
+    if backend == 'torch':
+        return  # Without it there is nothing.
     flag = f'WITH_{backend.upper()}'
     monkeypatch.setattr(torch_sdt.typing, flag, False)
     with pytest.raises(ImportError, match=f"requires '{backend}'"):

@@ -14,7 +14,7 @@ import torch_sdt.typing
 from torch_sdt.typing import require
 
 MarkovTime = Union[float, str, Tuple[float, str]]
-BACKENDS = ('networkit', 'infomap', 'numba')
+BACKENDS = ('networkit', 'infomap', 'numba', 'torch')
 
 
 def map_equation(
@@ -111,8 +111,10 @@ def map_equation_communities(
         backend (str, optional): :obj:`"networkit"` (its
             ``LouvainMapEquation``: fast, undirected, Markov time 1),
             :obj:`"infomap"` (the reference: directed flow and every Markov
-            time) or :obj:`"numba"` (our own: undirected, Markov time a
-            number). (default: :obj:`"networkit"`)
+            time), :obj:`"numba"` or :obj:`"torch"` (our own: undirected,
+            Markov time a number; the first on one core, the second moves
+            many nodes at once and stays on a GPU).
+            (default: :obj:`"networkit"`)
         markov_time (float, str or tuple, optional): The resolution: a number;
             :obj:`"variable"` for Infomap's variable Markov time, which is
             longer where the graph is sparse; or the pair
@@ -139,10 +141,15 @@ def map_equation_communities(
     positive = weight > 0
     if not bool(positive.all()):
         edge_index, weight = edge_index[:, positive], weight[positive]
-    edge_index, weight = edge_index.cpu(), weight.cpu()
     if edge_index.numel() == 0:
         return torch.arange(num_nodes, device=device)
-    if backend == 'networkit':
+    if backend != 'torch':
+        edge_index, weight = edge_index.cpu(), weight.cpu()
+    if backend == 'torch':
+        assert isinstance(markov_time, (int, float))
+        cluster = _torch(edge_index, weight, num_nodes, float(markov_time),
+                         seed)
+    elif backend == 'networkit':
         cluster = _networkit(edge_index, weight, num_nodes, seed)
     elif backend == 'numba':
         assert isinstance(markov_time, (int, float))
@@ -152,7 +159,7 @@ def map_equation_communities(
         cluster = _infomap(edge_index, weight, num_nodes, markov_time, seed,
                            directed)
     # Infomap puts a node without flow into any module.
-    alone = torch.ones(num_nodes, dtype=torch.bool)
+    alone = torch.ones(num_nodes, dtype=torch.bool, device=cluster.device)
     alone[edge_index.reshape(-1)] = False
     cluster[alone] = int(cluster.max()) + 1 + alone.nonzero().view(-1)
     return number_by_appearance(cluster).to(device)
@@ -179,13 +186,14 @@ def check_backend(backend: str, markov_time: MarkovTime = 1.,
         require(torch_sdt.typing.WITH_INFOMAP, 'map_equation_communities',
                 'infomap')
     else:
-        require(torch_sdt.typing.WITH_NUMBA, 'map_equation_communities',
-                'numba')
+        if backend == 'numba':
+            require(torch_sdt.typing.WITH_NUMBA, 'map_equation_communities',
+                    'numba')
         if directed:
-            raise ValueError("The numba backend is undirected; use "
-                             "backend='infomap' for directed flow")
+            raise ValueError(f"The {backend} backend is undirected; use "
+                             f"backend='infomap' for directed flow")
         if not isinstance(markov_time, (int, float)):
-            raise ValueError(f"The numba backend takes a number as Markov "
+            raise ValueError(f"The {backend} backend takes a number as Markov "
                              f"time (got {markov_time!r}); use "
                              f"backend='infomap'")
 
@@ -382,6 +390,20 @@ def _infomap(edge_index: Tensor, weight: Tensor, num_nodes: int,
     cluster[np.fromiter(modules.keys(), np.int64, num_nodes)] = np.fromiter(
         (path[0] for path in modules.values()), np.int64, num_nodes)
     return torch.from_numpy(cluster)
+
+
+def _torch(edge_index: Tensor, weight: Tensor, num_nodes: int,
+           markov_time: float, seed: int) -> Tensor:
+    from torch_sdt.ops._map_equation_torch import communities_torch
+
+    (row, col), weight = undirected(edge_index, weight.double(), num_nodes)
+    flow = weight / weight.sum()
+    node_flow = flow.new_zeros(num_nodes).index_add_(0, row, flow)
+    other = row != col
+    row, col, flow = row[other], col[other], flow[other]
+    indptr = row.new_zeros(num_nodes + 1)
+    indptr[1:] = row.bincount(minlength=num_nodes).cumsum(0)
+    return communities_torch(indptr, col, flow, node_flow, markov_time, seed)
 
 
 def _communities_csr(graph: sp.csr_matrix, markov_time: float, seed: int

@@ -80,9 +80,11 @@ class SelectMapEquation(Select):
             num_nodes = batch.numel()
         num_nodes = maybe_num_nodes(edge_index, num_nodes)
         device = edge_index.device
-        # The backends work on the CPU; moved once, not once a graph.
-        edge_index = edge_index.as_subclass(Tensor).cpu()
-        edge_weight = None if edge_weight is None else edge_weight.cpu()
+        edge_index = edge_index.as_subclass(Tensor)
+        if self.backend != 'torch' or batch is not None:
+            # Most backends work on the CPU; moved once, not once a graph.
+            edge_index = edge_index.cpu()
+            edge_weight = None if edge_weight is None else edge_weight.cpu()
         if batch is None:
             cluster = self._communities(edge_index, edge_weight, num_nodes)
         else:
