@@ -1,6 +1,5 @@
 # The methods of the field and how each is run: what `compare.py` gives to a
 # process of its own.
-import resource
 import time
 import warnings
 from itertools import product
@@ -111,7 +110,8 @@ def run_method(name, path, seed, epochs, threads=None):
     case, method = load_case(path), METHODS[name]
     x, y, table = case['test_x'], case['test_y'], case['test_table']
     trained = hasattr(getattr(cluster, method.estimator), 'predict')
-    before = peak_memory()
+    forget_peak()
+    before = memory('VmRSS')
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         start = time.perf_counter()
@@ -137,14 +137,22 @@ def run_method(name, path, seed, epochs, threads=None):
             row[f'{kind}_{what}'] = f'{100 * value:.2f}'
     row.update(nmi=f'{scores.nmi:.4f}', fit_seconds=f'{fit_seconds:.1f}',
                predict_seconds=f'{predict_seconds:.2f}',
-               peak_mb=f'{(peak_memory() - before) / 1024:.0f}',
+               peak_mb=f"{(memory('VmHWM') - before) / 1024:.0f}",
                parameters=parameters, setting=setting, error='')
     return row, hard_clusters(x, y, labels)
 
 
-def peak_memory():
-    r"""In KiB, of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def memory(what):
+    r"""In KiB, of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    with open('/proc/self/status') as f:
+        return next(int(line.split()[1]) for line in f
+                    if line.startswith(f'{what}:'))
+
+
+def forget_peak():
+    r"""Lets ``VmHWM`` start anew: importing takes more than some methods."""
+    with open('/proc/self/clear_refs', 'w') as f:
+        f.write('5')
 
 
 def build(method, seed, **more):
