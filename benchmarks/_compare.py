@@ -1,5 +1,6 @@
 # The methods of the field and how each is run: what `compare.py` gives to a
 # process of its own.
+import sys
 import time
 import warnings
 from itertools import product
@@ -143,7 +144,11 @@ def run_method(name, path, seed, epochs, threads=None):
 
 
 def memory(what):
-    r"""In KiB, of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    r"""In KiB, of this process: ``VmRSS`` now, ``VmHWM`` at most; not a number
+    where the system does not say (only Linux does).
+    """
+    if sys.platform != 'linux':
+        return float('nan')
     with open('/proc/self/status') as f:
         return next(int(line.split()[1]) for line in f
                     if line.startswith(f'{what}:'))
@@ -151,8 +156,9 @@ def memory(what):
 
 def forget_peak():
     r"""Lets ``VmHWM`` start anew: importing takes more than some methods."""
-    with open('/proc/self/clear_refs', 'w') as f:
-        f.write('5')
+    if sys.platform == 'linux':
+        with open('/proc/self/clear_refs', 'w') as f:
+            f.write('5')
 
 
 def build(method, seed, **more):
