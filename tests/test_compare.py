@@ -10,7 +10,7 @@ for name in ['faiss', 'finch', 'matplotlib', 'networkit', 'numba']:
     pytest.importorskip(name)
 
 ROOT = osp.dirname(osp.dirname(osp.realpath(__file__)))
-TINY = ['--identities', '12', '--seeds', '1', '--budget', '1', '--k', '16',
+TINY = ['--identities', '8', '--seeds', '1', '--budget', '1', '--k', '8',
         '--no-isolate']
 
 
@@ -49,7 +49,7 @@ def test_every_method(tmp_path):
         assert trained or float(row['predict_seconds']) >= 0
     assert int(rows[methods.index('SDT')]['parameters']) > 0
     assert int(rows[methods.index('FC-ES')]['parameters']) == 0
-    assert int(rows[methods.index('K-means')]['clusters']) == 12
+    assert int(rows[methods.index('K-means')]['clusters']) == 8
     # Five bins by size and five by sparsity for each.
     hard = read(tmp_path / 'compare_hard.csv')
     assert len(hard) == 10 * len(rows)

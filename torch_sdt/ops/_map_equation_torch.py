@@ -17,10 +17,11 @@ from torch import Tensor
 
 from torch_sdt.ops.components import connected_components
 
-# Parts of a sweep, most sweeps on one level, most rounds from the nodes up;
-# gains, in bits, below which a sweep and a round are not worth another.
+# Parts of a sweep, most sweeps on one level, most rounds from the nodes up.
 _PARTS, _SWEEPS, _ROUNDS = 8, 30, 10
-_SWEEP_GAIN, _ROUND_GAIN = 1e-4, 1e-4
+# The share of nodes that must move for another sweep of the same level, and
+# the bits that a round must gain for another.
+_MOVED, _ROUND_GAIN = .02, 3e-4
 
 
 class _Graph(NamedTuple):
@@ -178,17 +179,18 @@ def _move_nodes(graph: _Graph, cluster: Tensor, markov_time: float,
     for _ in range(_SWEEPS):
         nodes = queued.nonzero().view(-1)
         order = torch.randperm(nodes.numel(), generator=generator)
-        before = state.cluster.clone()
+        before, count = state.cluster.clone(), 0
         for part in nodes[order.to(nodes.device)].chunk(_PARTS):
             queued[part] = False
             moved = state.move(part, 1e-12)
+            count += moved.numel()
             edge, _ = _edges(graph.indptr, moved)
             queued[graph.col[edge]] = True
         now = state.codelength()
         if now >= length:
             return before, start - length
-        gained, length = length - now, now
-        if gained < _SWEEP_GAIN or not bool(queued.any()):
+        length = now
+        if count <= _MOVED * n:
             break
     return state.cluster, start - length
 
