@@ -294,7 +294,7 @@ def _neighbors(args: argparse.Namespace, x: Tensor) -> Neighbors:
     if args.model is not None:
         k = min(k, x.size(0))  # The model takes narrower tables as well.
     return Neighbors.search(x, k, args.index or 'auto', seed=args.seed,
-                            verbose=not args.quiet)
+                            verbose=not args.quiet, workdir=args.workdir)
 
 
 # Reports #####################################################################
@@ -384,8 +384,6 @@ def _parser() -> argparse.ArgumentParser:
         help='default: %(default)s')
     add('--epochs', type=_at_least(1), help='passes over the samples '
         '(default: as many as show 40,000)')
-    add('--workdir', metavar='FOLDER', help='where to keep checkpoints, from '
-        'which a killed training goes on, and curves')
 
     knn = _command(commands, 'knn', _knn, 'write the table of neighbours')
     _add_search(knn, 'TABLE', 'the table of neighbours (.npz)')
@@ -425,6 +423,8 @@ def _add_search(parser: argparse.ArgumentParser, metavar: str, text: str
     add('--seed', type=_at_least(0), default=0, metavar='S',
         help='same seed, same result (default: 0)')
     add('--quiet', action='store_true', help='no progress, no summary')
+    add('--workdir', metavar='FOLDER', help='where to keep what is finished, '
+        'from which a killed run goes on')
 
 
 def _at_least(low: int) -> Any:

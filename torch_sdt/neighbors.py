@@ -103,19 +103,33 @@ class Neighbors:
         seed: int = 0,
         verbose: bool = False,
         recall: Optional[float] = None,
+        workdir: Optional[PathLike] = None,
     ) -> Neighbors:
         r"""As :meth:`build`, for rows that have unit length already
         (:meth:`torch_sdt.ops.normalize_features`).
+
+        :obj:`recall` is that of :meth:`torch_sdt.ops.knn`. In a
+        :obj:`workdir` finished blocks are kept: the same call goes on where
+        a killed one stopped; tables of other features or settings have
+        folders of their own there.
         """
         from torch_sdt.ops.knn import RECALL, knn_blocks
+        from torch_sdt.ops.search.keep import fingerprint, keep
         from torch_sdt.progress import progress
 
         n = x.size(0)
-        blocks = knn_blocks(x, k, index, device, seed, recall or RECALL)
+        recall = RECALL if recall is None else recall
+        blocks = knn_blocks(x, k, index, device, seed, recall)
+        parts: Any = blocks
+        if workdir is not None:
+            name = fingerprint(x, k, index, seed, recall)
+            parts = keep(blocks, os.path.join(workdir, f'neighbors-{name}'))
         out = cls(x.new_empty(n, k, dtype=torch.long),
                   x.new_empty(n, k, dtype=torch.float))
         with progress(n, 'kNN', verbose) as bar:
-            for rows, ids, similarity in blocks:
+            if not (bar.disable or blocks.search.exact):
+                bar.write(f'kNN: {blocks.search}')
+            for rows, ids, similarity in parts:
                 rows = rows.to(x.device)
                 out.index[rows] = ids.to(x.device)
                 out.similarity[rows] = similarity.to(x.device)

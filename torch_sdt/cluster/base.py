@@ -26,10 +26,10 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
 
     Inherit from it, store the constructor's arguments unchanged, and
     implement :meth:`_fit_table`. The arguments :obj:`k`, :obj:`center`,
-    :obj:`index`, :obj:`backend`, :obj:`seed`, :obj:`device` and
-    :obj:`verbose` are read here, where a method has them. What reads features
-    alone sets :attr:`_needs_table` to :obj:`False` and gets a table of
-    themselves only.
+    :obj:`index`, :obj:`backend`, :obj:`seed`, :obj:`device`,
+    :obj:`workdir` and :obj:`verbose` are read here, where a method has them.
+    What reads features alone sets :attr:`_needs_table` to :obj:`False` and
+    gets a table of themselves only.
     """
     k: Optional[int] = None
     center: bool
@@ -38,6 +38,7 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
     seed: int = 0
     device: Any = None
     verbose: bool = False
+    workdir: Any = None
 
     _needs_table: bool = True
 
@@ -111,7 +112,7 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
             return x, Neighbors(node, torch.ones_like(node, dtype=x.dtype))
         k = default_k(x.size(0)) if self.k is None else self.k
         return x, Neighbors.search(x, k, self.index, self.device, self.seed,
-                                   self.verbose)
+                                   self.verbose, workdir=self.workdir)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -95,6 +95,9 @@ class TopKJaccardClustering(NeighborClustering):
         seed (int, optional): Same seed, same labels. (default: :obj:`0`)
         device (str or torch.device, optional): Where to search neighbours.
             (default: that of the features)
+        workdir (str, optional): A folder for the finished part of a search
+            for neighbours, which goes on there after a kill.
+            (default: nothing is written)
         verbose (bool, optional): If :obj:`True`, shows progress bars.
             (default: :obj:`False`)
 
@@ -121,6 +124,7 @@ class TopKJaccardClustering(NeighborClustering):
         index: str = 'auto',
         seed: int = 0,
         device: Any = None,
+        workdir: Optional[str] = None,
         verbose: bool = False,
     ) -> None:
         self.k = k
@@ -128,6 +132,7 @@ class TopKJaccardClustering(NeighborClustering):
         self.index = index
         self.seed = seed
         self.device = device
+        self.workdir = workdir
         self.verbose = verbose
 
     def _check_arguments(self) -> None:

@@ -115,6 +115,11 @@ class CellSearch:
         return (torch.nn.functional.pad(similarity, missing),
                 torch.nn.functional.pad(candidates[place], missing, value=-1))
 
+    def __repr__(self) -> str:
+        return (f'{self.__class__.__name__}(num_cells={self.num_cells}, '
+                f'num_probes={self.num_probes}, recall={self.recall:.4f}, '
+                f'recall_all={self.recall_all:.4f})')
+
     def _candidates(self, block: int) -> Tensor:
         near = self.near[self._blocks[block][0], :self.num_probes].tolist()
         return torch.cat([

@@ -52,6 +52,7 @@ class FaissSearch:
                                       max(64, index.nlist // 16)))
         self.x = x
         self.index = index
+        self.factory = factory
         self.exact = factory == 'Flat'
 
     def __len__(self) -> int:
@@ -62,6 +63,9 @@ class FaissSearch:
         start = block * QUERIES
         stop = min(start + QUERIES, self.x.size(0))
         return torch.arange(start, stop, device=self.x.device)
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}({self.factory!r})'
 
     def __call__(self, block: int, k: int) -> Tuple[Tensor, Tensor]:
         r"""Cosines and ids of the :obj:`k` best for the rows of a block;
