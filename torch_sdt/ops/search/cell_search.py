@@ -41,7 +41,8 @@ class CellSearch:
     Attributes:
         num_cells (int): The number of cells :math:`C`.
         num_probes (int): The number of cells :math:`P` that each is compared
-            with, itself included.
+            with, itself included; more where those hold less than :math:`K`
+            others.
         recall (float): The share of trusted neighbours that is found.
         recall_all (float): The share of all :math:`K`.
     """
@@ -64,6 +65,9 @@ class CellSearch:
                                         device=x.device).view(-1, 1)
         self.near = self.near.gather(1, (~own).byte().argsort(
             dim=1, stable=True))
+        # Cells that together hold less than a row of the table are too few.
+        full = size[self.near].cumsum(dim=1) >= min(k + 1, n)
+        self._least = full.byte().argmax(dim=1) + 1
         self._choose_probes(cell, k, recall, seed)
         self._blocks: List[Tuple[int, int, int]] = []
         share = self.num_probes / self.num_cells
@@ -87,6 +91,8 @@ class CellSearch:
             trusted = other
         # The place of each neighbour's cell in the list of the sample's.
         place = self.near[cell[row]].argsort(dim=1).gather(1, cell[index])
+        # What is compared whatever P is.
+        place[place < self._least[cell[row]].view(-1, 1)] = 0
         found = place[trusted].bincount(minlength=self.num_cells).cumsum(0)
         total = max(int(found[-1]), 1)  # No others: all of them are found.
         enough = found >= recall * total - 1e-9
@@ -121,7 +127,9 @@ class CellSearch:
                 f'recall_all={self.recall_all:.4f})')
 
     def _candidates(self, block: int) -> Tensor:
-        near = self.near[self._blocks[block][0], :self.num_probes].tolist()
+        cell = self._blocks[block][0]
+        probes = max(self.num_probes, int(self._least[cell]))
+        near = self.near[cell, :probes].tolist()
         return torch.cat([
             self.member[self.bounds[cell]:self.bounds[cell + 1]]
             for cell in near])

@@ -1,0 +1,214 @@
+r"""How do time and memory grow with the number of faces?
+
+    python benchmarks/scale.py --n 20000 60000 180000 584013
+
+For each N a synthetic MS1M twin of N faces (256 dimensions, K = 80; no
+photographs, not MS1M itself) goes from features to labels in a process of its
+own, stage by stage: normalising, the search for neighbours, one pass of Top-K
+Jaccard and map equation, and the whole search for settings of
+`TopKJaccardClustering`. Columns: seconds and the process's peak memory after
+each; what share of the trusted and of all neighbours the search finds; both F.
+Beside them, in the same process,
+
+* `exact kNN`: exact search for 4,096 samples, times N / 4,096;
+* `the field's way`: FC-ES as it is published, Python loops over samples and
+  one `add_link` call an edge, up to `--field` faces (the search excluded);
+* `limit`: what the multiplications of the search would take at the rate at
+  which this machine multiplies two 2048 x 2048 matrices.
+
+With `--exact` the table is also searched exactly, to see what the approximate
+one costs in F. Writes benchmarks/results/scale.csv and, with the fitted
+exponents, scale.png; goes on where it stopped.
+"""
+import argparse
+import multiprocessing
+import os.path as osp
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import torch
+from _compare import forget_peak, memory
+from _learned import RESULTS, Rows
+
+from torch_sdt import TopKJaccardClustering
+from torch_sdt.datasets import SyntheticFaces
+from torch_sdt.io import atomic_path
+from torch_sdt.metrics import bcubed_scores, pairwise_scores
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops import (
+    map_equation_communities,
+    normalize_features,
+    topk_jaccard,
+)
+from torch_sdt.ops.search import CellSearch, ExactSearch
+
+_EXACT = 4096
+
+
+def timed(call):
+    start = time.perf_counter()
+    out = call()
+    return out, time.perf_counter() - start
+
+
+def seconds_a_flop():
+    a = torch.randn(2048, 2048)
+    return min(timed(lambda: a @ a)[1] for _ in range(8)) / (2 * 2048**3)
+
+
+def scores(y, labels):
+    return {f'{name}_f': f'{100 * function(y, labels).fscore:.2f}'
+            for name, function in (('pairwise', pairwise_scores),
+                                   ('bcubed', bcubed_scores))}
+
+
+def one_pass(table):
+    # One setting: neighbours above a cosine, Jaccard, map equation.
+    k = (table.similarity >= .35).sum(dim=1).clamp(min=1)
+    weight = topk_jaccard(table, k)
+    edge_index, weight = table.to_edge_index(weight, weight > 0)
+    return map_equation_communities(edge_index, weight, table.num_nodes,
+                                    'numba').numpy()
+
+
+def as_published(table):
+    # FC-ES as its code does it: every sum in Python, every link a call.
+    from infomap import Infomap
+
+    index = table.index.tolist()
+    p = np.exp((table.similarity.numpy() - 1) / .5)
+    weight = [dict(zip(row, (values / values.sum()).tolist()))
+              for row, values in zip(index, p)]
+    network = Infomap('--two-level --directed', silent=True)
+    for i, row in enumerate(index):
+        mine = weight[i]
+        for j in row:
+            theirs = weight[j]
+            common = [h for h in mine if h in theirs]
+            nep = sum(mine[h] + theirs[h] for h in common) / 2
+            if nep < .22:
+                break
+            network.add_link(i, j, nep)
+    network.run()
+    labels = np.arange(len(index)) + len(index)
+    for node in network.nodes:
+        labels[node.node_id] = node.module_id
+    return labels
+
+
+def measure(n, field, exact, k=80):
+    faces = SyntheticFaces('ms1m', num_images=n)
+    few = normalize_features(faces.x[:2000])
+    one_pass(Neighbors.search(few, 40))  # Compiles.
+    rate = seconds_a_flop()
+    forget_peak()
+    rows = []
+
+    def stage(name, seconds, **more):
+        rows.append({'n': n, 'stage': name, 'seconds': f'{seconds:.2f}',
+                     'peak_mb': f"{memory('VmHWM') / 1024:.0f}", **more})
+
+    x, seconds = timed(lambda: normalize_features(faces.x, center=True))
+    stage('normalise', seconds)
+    # What `Neighbors.search` does, to see the index.
+    search, built = timed(lambda: CellSearch(x, k, .99, 0))
+    flops = sum(search.rows(block).numel() * search._candidates(block).numel()
+                for block in range(len(search))) * 2 * x.size(1)
+    found = dict(recall=f'{search.recall:.4f}',
+                 recall_all=f'{search.recall_all:.4f}')
+    del search
+    table, seconds = timed(lambda: Neighbors.search(x, k, 'cells'))
+    stage('kNN', seconds, **found)
+    stage('kNN, of which the cells', built)
+    stage('kNN, limit', flops * rate)
+    labels, seconds = timed(lambda: one_pass(table))
+    stage('one pass', seconds, **scores(faces.y, labels))
+    model = TopKJaccardClustering(verbose=sys.stderr.isatty())
+    labels, seconds = timed(lambda: model.fit_predict(x, neighbors=table))
+    stage('all settings', seconds, **scores(faces.y, labels))
+    sample = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    sample = sample[:_EXACT]
+    _, seconds = timed(lambda: ExactSearch(x).best(sample, k))
+    stage('exact kNN', seconds * n / sample.numel())
+    stage('exact kNN, limit', 2. * n * n * x.size(1) * rate)
+    if n <= field:
+        labels, seconds = timed(lambda: as_published(table))
+        stage("the field's way", seconds, **scores(faces.y, labels))
+    if n <= exact:
+        table, seconds = timed(lambda: Neighbors.search(x, k, 'flat'))
+        stage('exact kNN, whole', seconds)
+        stage('one pass on it', 0, **scores(faces.y, one_pass(table)))
+        labels = model.fit_predict(x, neighbors=table)
+        stage('all settings on it', 0, **scores(faces.y, labels))
+    return rows
+
+
+def fit(n, seconds):
+    return float(np.polyfit(np.log(n), np.log(seconds), 1)[0])
+
+
+def plot(rows, path):
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2),
+                                      layout='constrained')
+    for name, color in (('kNN', '#0072B2'), ('one pass', '#009E73'),
+                        ('all settings', '#D55E00'),
+                        ('exact kNN', '#777777'),
+                        ("the field's way", '#CC79A7')):
+        own = sorted((int(row['n']), float(row['seconds']))
+                     for row in rows if row['stage'] == name)
+        n, seconds = zip(*own)
+        text = name
+        if len(own) > 1:
+            text += f' (exponent {fit(n, seconds):.2f})'
+        left.loglog(n, seconds, marker='o', color=color, label=text)
+    peak = {}
+    for row in rows:
+        if row['stage'] == 'all settings':
+            peak[int(row['n'])] = float(row['peak_mb']) / 1000
+    right.loglog(*zip(*sorted(peak.items())), marker='o', color='#D55E00')
+    left.set(xlabel='Faces', ylabel='Seconds')
+    right.set(xlabel='Faces', ylabel='Peak memory of the process, GB')
+    left.legend(frameon=False)
+    for ax in (left, right):
+        ax.spines[['top', 'right']].set_visible(False)
+    with atomic_path(path) as tmp:
+        fig.savefig(tmp, dpi=110, format='png')
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument('--n', type=int, nargs='+',
+                        default=[20_000, 60_000, 180_000, 584_013])
+    parser.add_argument('--field', type=int, default=20_000)
+    parser.add_argument('--exact', type=int, default=60_000)
+    parser.add_argument('--out', default=osp.join(RESULTS, 'scale.csv'))
+    args = parser.parse_args()
+
+    table = Rows(args.out)
+    for n in args.n:
+        if table.has(n=n, stage='exact kNN'):
+            continue
+        with ProcessPoolExecutor(
+                1, multiprocessing.get_context('spawn')) as executor:
+            rows = executor.submit(measure, n, args.field, args.exact).result()
+        for row in rows:
+            table.add(**{column: row.get(column, '') for column in (
+                'n', 'stage', 'seconds', 'peak_mb', 'recall', 'recall_all',
+                'pairwise_f', 'bcubed_f')})
+    plot(table.rows, f'{osp.splitext(args.out)[0]}.png')
+    for name in ('kNN', 'one pass', 'all settings'):
+        own = [(int(row['n']), float(row['seconds'])) for row in table.rows
+               if row['stage'] == name]
+        if len(own) > 1:
+            print(f'{name}: exponent {fit(*zip(*own)):.2f}')
+
+
+if __name__ == '__main__':
+    main()
