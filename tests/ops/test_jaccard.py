@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from importlib import import_module
 from math import exp
 
@@ -292,3 +295,15 @@ def test_topk_jaccard_csr_names_the_row():
 def test_topk_jaccard_shape(shape):
     with pytest.raises(ValueError, match=r"table's shape \[60, 9\]"):
         topk_jaccard(table(), probability=torch.ones(shape))
+
+
+def test_numba_leaves_the_threads_of_torch_alone():
+    # In a process of its own: it is the first call that starts threads.
+    pytest.importorskip('numba')
+    code = ('import torch; torch.set_num_threads(1); '
+            'from torch_sdt.neighbors import Neighbors; '
+            'from torch_sdt.ops import topk_jaccard; '
+            'topk_jaccard(Neighbors.build(torch.randn(50, 4), 5)); '
+            'assert torch.get_num_threads() == 1')
+    env = {**os.environ, 'NUMBA_NUM_THREADS': '2'}
+    subprocess.run([sys.executable, '-c', code], check=True, env=env)

@@ -6,6 +6,8 @@ Apart so that numba is imported at the first call only.
 import numba
 import numpy as np
 
+import torch_sdt.ops._numba_threads  # noqa: F401
+
 
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def silhouette_kernel(x, index, cluster, total, size, rival, location):

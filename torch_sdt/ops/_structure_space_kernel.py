@@ -5,6 +5,8 @@ the first call only.
 import numba
 import numpy as np
 
+import torch_sdt.ops._numba_threads  # noqa: F401
+
 
 @numba.njit(parallel=True, cache=True)
 def common_kernel(index, start, col, other_start, other_col, out, threads):

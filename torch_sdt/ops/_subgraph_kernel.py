@@ -5,6 +5,8 @@ first call only.
 import numba
 import numpy as np
 
+import torch_sdt.ops._numba_threads  # noqa: F401
+
 
 @numba.njit(parallel=True, cache=True)
 def subgraph_kernel(index, value, nodes, out, threads):
