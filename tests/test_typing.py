@@ -8,7 +8,7 @@ import torch_sdt.typing
 from torch_sdt.typing import require
 
 PACKAGES = ['faiss', 'infomap', 'networkit', 'numba', 'torch_cluster',
-            'matplotlib', 'finch']
+            'matplotlib', 'finch', 'triton']
 
 
 @pytest.mark.parametrize('package', PACKAGES)

@@ -15,6 +15,7 @@ WITH_FAISS = find_spec('faiss') is not None
 WITH_INFOMAP = find_spec('infomap') is not None
 WITH_NETWORKIT = find_spec('networkit') is not None
 WITH_NUMBA = find_spec('numba') is not None
+WITH_TRITON = find_spec('triton') is not None
 WITH_TORCH_CLUSTER = find_spec('torch_cluster') is not None
 WITH_FINCH = find_spec('finch') is not None
 WITH_MATPLOTLIB = find_spec('matplotlib') is not None

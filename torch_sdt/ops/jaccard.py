@@ -42,8 +42,9 @@ def topk_jaccard(
     :math:`k`, and :math:`\hat p` of :math:`j` is read from :math:`j`'s own
     row; both keep the measure symmetric.
 
-    On a CPU without gradients a numba kernel does :math:`\sum_{i,j} k_j`
-    look-ups; else it is differentiable torch, on any device.
+    Without gradients a numba kernel does :math:`\sum_{i,j} k_j` look-ups on a
+    CPU, and a triton kernel compares rows in registers on a GPU; else it is
+    differentiable torch, on any device.
 
     Args:
         neighbors (Neighbors): The table, shape ``[N, K]``.
@@ -73,6 +74,13 @@ def topk_jaccard(
                          f"{list(probability.shape)})")
     length = _check_k(k, n, width, index.device)
     rowptr = torch.arange(0, n * width + 1, width, device=index.device)
+    if (torch_sdt.typing.WITH_TRITON and index.is_cuda
+            and not _needs_torch(probability)):
+        from torch_sdt.ops._jaccard_triton import jaccard_triton
+
+        _check_probability(probability, rowptr)
+        out = jaccard_triton(index, length, probability.detach())
+        return out.to(probability.dtype)
     return topk_jaccard_csr(rowptr, index.reshape(-1), length,
                             probability.reshape(-1)).view(n, width)
 
@@ -102,11 +110,16 @@ def topk_jaccard_csr(
         torch.Tensor: :math:`\tilde p`, shape ``[E]``.
     """
     _check_probability(probability, rowptr)
-    grad = torch.is_grad_enabled() and probability.requires_grad
-    if (torch_sdt.typing.WITH_NUMBA and not col.is_cuda and not grad
-            and not torch.compiler.is_compiling()):
+    if (torch_sdt.typing.WITH_NUMBA and not col.is_cuda
+            and not _needs_torch(probability)):
         return _jaccard_numba(rowptr, col, length, probability)
     return _jaccard_torch(rowptr, col, length, probability)
+
+
+def _needs_torch(probability: Tensor) -> bool:
+    # Kernels have no gradients and stop a compiler.
+    grad = torch.is_grad_enabled() and probability.requires_grad
+    return grad or torch.compiler.is_compiling()
 
 
 def _check_probability(probability: Tensor, rowptr: Tensor) -> None:
