@@ -11,13 +11,18 @@ from torch_geometric.testing import withCUDA
 from torch_geometric.utils import stochastic_blockmodel_graph, to_undirected
 
 import torch_sdt.typing
+from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import (
     map_equation,
     map_equation_communities,
     map_equation_ladder,
     naive,
 )
-from torch_sdt.ops.map_equation import number_by_appearance
+from torch_sdt.ops.map_equation import (
+    ladder_csr,
+    number_by_appearance,
+    symmetric_csr,
+)
 
 BACKENDS = ['networkit', 'infomap', 'numba', 'torch']
 
@@ -622,3 +627,22 @@ def test_number_by_appearance():
     for i, j in combinations(range(6), 2):
         out = number_by_appearance(cluster)
         assert (out[i] == out[j]) == (cluster[i] == cluster[j])
+
+
+def test_symmetric_csr_is_the_graph_of_the_table():
+    table = Neighbors.build(torch.randn(60, 5, generator=generator()), 9)
+    weight = torch.rand(60, 9, generator=generator(1))
+    weight[weight < .3] = 0
+    edge_index, edge_weight = table.to_edge_index(weight, weight > 0)
+    expected = torch.zeros(60, 60)
+    expected[edge_index[0], edge_index[1]] = edge_weight
+    expected = torch.maximum(expected, expected.t())
+    graph = symmetric_csr(table, weight)
+    assert graph.nnz == int((expected > 0).sum())
+    assert torch.equal(torch.from_numpy(graph.toarray()).float(), expected)
+    # The same communities, to the last label.
+    pytest.importorskip('numba')
+    times = (1., 2.)
+    for a, b in zip(ladder_csr(graph, times), map_equation_ladder(
+            edge_index, edge_weight, 60, times)):
+        assert torch.equal(a, b)

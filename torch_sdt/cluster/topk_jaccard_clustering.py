@@ -19,8 +19,9 @@ from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.local_scaling import local_scaling
 from torch_sdt.ops.map_equation import (
     check_backend,
-    map_equation_ladder,
+    ladder_csr,
     number_by_appearance,
+    symmetric_csr,
 )
 from torch_sdt.progress import progress
 
@@ -177,18 +178,16 @@ class TopKJaccardClustering(NeighborClustering):
             for threshold in thresholds:
                 k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
                 jaccard = topk_jaccard(table, k)
-                edge_index, weight = table.to_edge_index(jaccard,
-                                                         jaccard > 0)
+                graph = symmetric_csr(table, jaccard)
                 first = threshold == thresholds[0]
                 times = _MARKOV_TIMES if first else (1., )
                 settings += [(threshold, time) for time in reversed(times)]
                 if len(ladders) >= workers:
                     ladders[-workers].result()
-                ladders.append(pool.submit(
-                    map_equation_ladder, edge_index, weight, table.num_nodes,
-                    times, self.seed))
+                ladders.append(pool.submit(ladder_csr, graph, times,
+                                           self.seed))
                 bar.update()
-                if edge_index.numel() == 0:
+                if graph.nnz == 0:
                     break
         return settings, [partition for ladder in ladders
                           for partition in reversed(ladder.result())]
