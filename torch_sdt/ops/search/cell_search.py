@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torch_sdt.ops.background import estimate_background
 from torch_sdt.ops.search.exact_search import ExactSearch
+from torch_sdt.ops.search.halves import in_halves
 
 # Rows that the cells are learned from, for each cell; passes over them; rows
 # that are searched exactly to see how much is found.
@@ -113,10 +114,11 @@ class CellSearch:
         r"""Cosines and ids of the :obj:`k` best for the rows of a block;
         id -1 where there are less.
         """
-        rows, candidates = self.rows(block), self._candidates(block)
+        candidates = self._candidates(block)
         most = min(k, candidates.numel())
-        similarity, place = (
-            self.x[rows] @ self.x[candidates].t()).topk(most)
+        others = self.x[candidates].t()
+        similarity, place = in_halves(
+            lambda rows: (self.x[rows] @ others).topk(most), self.rows(block))
         missing = (0, k - most)
         return (torch.nn.functional.pad(similarity, missing),
                 torch.nn.functional.pad(candidates[place], missing, value=-1))

@@ -5,6 +5,8 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from torch_sdt.ops.search.halves import in_halves
+
 QUERIES = 4096
 ERROR = 3.1 * 2**-8
 
@@ -51,7 +53,7 @@ class ExactSearch:
 
     def __call__(self, block: int, k: int) -> Tuple[Tensor, Tensor]:
         r"""Cosines and ids of the :obj:`k` best for the rows of a block."""
-        return self.best(self.rows(block), k)
+        return in_halves(lambda rows: self.best(rows, k), self.rows(block))
 
     def best(self, rows: Tensor, k: int) -> Tuple[Tensor, Tensor]:
         r"""The same for any rows."""
