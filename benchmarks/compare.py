@@ -32,6 +32,7 @@ import matplotlib
 import numpy as np
 from _compare import METHODS, run_method
 from _learned import RESULTS, SHARED, Rows, at_hand, omniglot, twin
+from scipy.stats import spearmanr
 
 from torch_sdt.datasets import FeatureFiles
 from torch_sdt.io import atomic_path
@@ -194,13 +195,26 @@ def table(data):
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
+def agreement(data):
+    # With the published order, of the methods that were published.
+    both = [(METHODS[name].published[0],
+             rows.mean('pairwise_fscore', data=data, method=name, error='')[0])
+            for name in shown(data) if METHODS[name].published[0] is not None]
+    if len(both) < 3:
+        return ''
+    rho = spearmanr(*zip(*both)).statistic
+    return (f'\nRank correlation of F_P with the published figures (Spearman): '
+            f'{rho:.2f} over {len(both)} methods.\n')
+
+
 def report():
     data = list(dict.fromkeys(row['data'] for row in rows.rows))
     parts = []
     for name in data:
         seeds = len({row['seed'] for row in rows.rows if row['data'] == name})
         parts.append(f'**{name}** ({seeds} seed{"s" * (seeds > 1)}; '
-                     f'published: MS1M 584K, other data)\n\n{table(name)}\n')
+                     f'published: MS1M 584K, other data)\n\n{table(name)}\n'
+                     f'{agreement(name)}')
     text = '\n'.join(parts)
     with atomic_path(f'{args.out}.md') as tmp, open(tmp, 'w') as f:
         f.write(text)
