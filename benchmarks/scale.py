@@ -109,6 +109,7 @@ def measure(n, field, exact, k=80):
     def stage(name, seconds, **more):
         rows.append({'n': n, 'stage': name, 'seconds': f'{seconds:.2f}',
                      'peak_mb': f"{memory('VmHWM') / 1024:.0f}", **more})
+        print(*rows[-1].values(), flush=True)
 
     x, seconds = timed(lambda: normalize_features(faces.x, center=True))
     stage('normalise', seconds)
@@ -191,7 +192,7 @@ def main():
     parser.add_argument('--out', default=osp.join(RESULTS, 'scale.csv'))
     args = parser.parse_args()
 
-    table = Rows(args.out)
+    table = Rows(args.out, quiet=True)
     for n in args.n:
         if table.has(n=n, stage='exact kNN'):
             continue

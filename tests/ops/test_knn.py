@@ -279,3 +279,18 @@ def test_knn_empty(shape):
 def test_knn_shape(shape):
     with pytest.raises(ValueError, match=r'must have shape \[N, D\]'):
         knn(torch.ones(shape), 1)
+
+
+@pytest.mark.parametrize('index', ['torch', 'cells'])
+def test_knn_searches_again_only_where_it_must(monkeypatch, index):
+    # To do it for no rows at all would still go through all samples.
+    module = import_module('torch_sdt.ops.knn')
+    asked, exact = [], module._exact_rows
+
+    def spy(x, row, k):
+        asked.append(row.numel())
+        return exact(x, row, k)
+
+    monkeypatch.setattr(module, '_exact_rows', spy)
+    knn(features(800), 9, index)
+    assert 0 not in asked and sum(asked) < 40

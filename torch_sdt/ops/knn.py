@@ -140,7 +140,8 @@ class KNNBlocks:
             redo |= similarity[:, k - 1] - similarity[:, k] <= _TIE
         similarity, index = _settle_ties(x, rows, similarity[:, :k],
                                          index[:, :k], ~redo)
-        for part in redo.nonzero().view(-1).split(max(1, 2**26 // n)):
+        again = redo.nonzero().view(-1)
+        for part in again.split(max(1, 2**26 // n)) if again.numel() else ():
             similarity[part], index[part] = _exact_rows(x, rows[part], k)
         return rows, index.contiguous(), similarity.clamp(-1, 1).contiguous()
 
