@@ -1,8 +1,12 @@
 # The methods of the field and how each is run: what `compare.py` gives to a
 # process of its own.
+import multiprocessing
+import os
 import sys
+import threading
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from typing import NamedTuple, Optional
 
@@ -141,6 +145,25 @@ def run_method(name, path, seed, epochs, threads=None):
                peak_mb=f"{(memory('VmHWM') - before) / 1024:.0f}",
                parameters=parameters, setting=setting, error='')
     return row, hard_clusters(x, y, labels)
+
+
+def alone(function, *args):
+    r"""Calls a function in a process of its own, which ends with this one:
+    hours of work that nobody waits for would take the machine.
+    """
+    with ProcessPoolExecutor(
+            1, multiprocessing.get_context('spawn'), _follow,
+            (os.getpid(), )) as executor:
+        return executor.submit(function, *args).result()
+
+
+def _follow(parent):
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def memory(what):

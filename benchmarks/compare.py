@@ -20,17 +20,15 @@ bins by size and by sparsity `<out>_hard.csv` and `<out>_hard.png`;
 `--readme README.md` puts the table between the marks of that file.
 """
 import argparse
-import multiprocessing
 import os
 import os.path as osp
 import sys
 import tempfile
 import traceback
-from concurrent.futures import ProcessPoolExecutor
 
 import matplotlib
 import numpy as np
-from _compare import METHODS, run_method
+from _compare import METHODS, alone, run_method
 from _learned import RESULTS, SHARED, Rows, at_hand, omniglot, twin
 from scipy.stats import spearmanr
 
@@ -125,10 +123,7 @@ def write_case(path, data, seed):
 def run(name, path, seed):
     if not args.isolate:
         return run_method(name, path, seed, args.budget)
-    with ProcessPoolExecutor(
-            1, multiprocessing.get_context('spawn')) as executor:
-        return executor.submit(run_method, name, path, seed,
-                               args.budget).result()
+    return alone(run_method, name, path, seed, args.budget)
 
 
 def compare():

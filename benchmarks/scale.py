@@ -21,15 +21,13 @@ one costs in F. Writes benchmarks/results/scale.csv and, with the fitted
 exponents, scale.png; goes on where it stopped.
 """
 import argparse
-import multiprocessing
 import os.path as osp
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import torch
-from _compare import forget_peak, memory
+from _compare import alone, forget_peak, memory
 from _learned import RESULTS, Rows
 
 from torch_sdt import TopKJaccardClustering
@@ -196,10 +194,7 @@ def main():
     for n in args.n:
         if table.has(n=n, stage='exact kNN'):
             continue
-        with ProcessPoolExecutor(
-                1, multiprocessing.get_context('spawn')) as executor:
-            rows = executor.submit(measure, n, args.field, args.exact).result()
-        for row in rows:
+        for row in alone(measure, n, args.field, args.exact):
             table.add(**{column: row.get(column, '') for column in (
                 'n', 'stage', 'seconds', 'peak_mb', 'recall', 'recall_all',
                 'pairwise_f', 'bcubed_f')})
