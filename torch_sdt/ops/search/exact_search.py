@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from torch_sdt.ops.search.halves import in_halves
+from torch_sdt.ops.search.row_blocks import RowBlocks
 
-QUERIES = 4096
 ERROR = 3.1 * 2**-8
 
 
-class ExactSearch:
+class ExactSearch(RowBlocks):
     r"""Exact search in plain torch, tile by tile.
 
     A block of queries is compared with a block of samples at a time, and the
@@ -38,18 +38,9 @@ class ExactSearch:
                  tile: Optional[int] = None) -> None:
         if dtype is None:
             dtype = torch.bfloat16 if x.is_cuda else torch.float32
-        self.x = x
+        super().__init__(x)
         self.reduced = x.to(dtype)
         self.tile = tile or (2**30 if x.is_cuda else 2**26)
-
-    def __len__(self) -> int:
-        return -(-self.x.size(0) // QUERIES)
-
-    def rows(self, block: int) -> Tensor:
-        r"""The rows of a block."""
-        start = block * QUERIES
-        stop = min(start + QUERIES, self.x.size(0))
-        return torch.arange(start, stop, device=self.x.device)
 
     def __call__(self, block: int, k: int) -> Tuple[Tensor, Tensor]:
         r"""Cosines and ids of the :obj:`k` best for the rows of a block."""

@@ -5,10 +5,11 @@ from typing import Any, Tuple
 import torch
 from torch import Tensor
 
-from torch_sdt.ops.search.exact_search import QUERIES, exact_cosines
+from torch_sdt.ops.search.exact_search import exact_cosines
+from torch_sdt.ops.search.row_blocks import RowBlocks
 
 
-class FaissSearch:
+class FaissSearch(RowBlocks):
     r"""Search with an index of faiss, exact for ``'Flat'``; an approximate
     one is followed by exact cosines of what it found.
 
@@ -50,19 +51,10 @@ class FaissSearch:
         if hasattr(index, 'nprobe') and index.nprobe == 1:
             index.nprobe = max(1, min(index.nlist,
                                       max(64, index.nlist // 16)))
-        self.x = x
+        super().__init__(x)
         self.index = index
         self.factory = factory
         self.exact = factory == 'Flat'
-
-    def __len__(self) -> int:
-        return -(-self.x.size(0) // QUERIES)
-
-    def rows(self, block: int) -> Tensor:
-        r"""The rows of a block."""
-        start = block * QUERIES
-        stop = min(start + QUERIES, self.x.size(0))
-        return torch.arange(start, stop, device=self.x.device)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}({self.factory!r})'
