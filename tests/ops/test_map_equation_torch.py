@@ -32,10 +32,7 @@ def graph_of(edge_index, weight, n):
     (row, col), weight = undirected(edge_index, weight.double(), n)
     flow = weight / weight.sum()
     node_flow = torch.zeros(n, dtype=torch.double).index_add_(0, row, flow)
-    other = row != col
-    indptr = torch.zeros(n + 1, dtype=torch.long)
-    indptr[1:] = row[other].bincount(minlength=n).cumsum(0)
-    return module._Graph(indptr, col[other], flow[other], node_flow)
+    return module._graph(row, col, flow, node_flow)
 
 
 def test_moves_keep_the_books():

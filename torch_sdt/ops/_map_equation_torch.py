@@ -43,11 +43,11 @@ class _Partition:
         self.cluster = cluster.clone()
         self.size = cluster.bincount(minlength=n)
         self.inside = graph.node_flow.new_zeros(n)
-        _add(self.inside, cluster, graph.node_flow)
+        self.inside.index_add_(0, cluster, graph.node_flow)
         row = _expand(graph.indptr)
         leaves = cluster[row] != cluster[graph.col]
         self.leave = graph.node_flow.new_zeros(n)
-        _add(self.leave, cluster[row[leaves]],
+        self.leave.index_add_(0, cluster[row[leaves]],
              graph.flow[leaves] * markov_time)
 
     def codelength(self) -> float:
@@ -63,7 +63,7 @@ class _Partition:
         edge, local = _edges(graph.indptr, nodes)
         weight = graph.flow[edge] * self.markov_time
         out = torch.zeros_like(flow)
-        _add(out, local, weight)
+        out.index_add_(0, local, weight)
         of, to, into = _flow_into_clusters(
             local, self.cluster[graph.col[edge]], weight, nodes.numel(),
             size.numel())
@@ -123,10 +123,10 @@ class _Partition:
                 cluster[nodes] = target
             here, there = own[local], cluster[other]
             leaves = here != there
-            _add(self.leave, here[leaves], sign * weight[leaves])
+            self.leave.index_add_(0, here[leaves], sign * weight[leaves])
             leaves &= back
-            _add(self.leave, there[leaves], sign * weight[leaves])
-            _add(self.inside, own, sign * flow)
+            self.leave.index_add_(0, there[leaves], sign * weight[leaves])
+            self.inside.index_add_(0, own, sign * flow)
             self.size.index_add_(0, own, torch.full_like(own, int(sign)))
         empty = self.size == 0
         self.leave.clamp_(min=0).masked_fill_(empty, 0)
@@ -134,19 +134,20 @@ class _Partition:
 
 
 def communities_torch(
-    indptr: Tensor,
+    row: Tensor,
     col: Tensor,
     flow: Tensor,
-    node_flow: Tensor,
+    num_nodes: int,
     markov_time: float,
     seed: int,
 ) -> Tensor:
-    r"""Clusters a symmetric CSR graph of flows that sum to one, self-loops in
-    the nodes' flows only.
+    r"""Clusters a symmetric graph of flows that sum to one, its edges in the
+    order of their rows.
     """
     generator = torch.Generator().manual_seed(seed)
-    graph = _Graph(indptr, col, flow, node_flow)
-    cluster = torch.arange(node_flow.numel(), device=col.device)
+    node_flow = flow.new_zeros(num_nodes).index_add_(0, row, flow)
+    graph = _graph(row, col, flow, node_flow)
+    cluster = torch.arange(num_nodes, device=col.device)
     for _ in range(_ROUNDS):
         cluster, gain = _move_nodes(graph, cluster, markov_time, generator)
         while True:
@@ -164,7 +165,6 @@ def communities_torch(
         if gain < _ROUND_GAIN:
             break
     # A cluster whose bridge moved away is no community any more.
-    row = _expand(graph.indptr)
     inside = cluster[row] == cluster[col]
     return connected_components(torch.stack([row[inside], col[inside]]),
                                 cluster.numel())
@@ -199,18 +199,23 @@ def _aggregate(graph: _Graph, cluster: Tensor) -> _Graph:
     # The graph whose nodes are the clusters.
     count = int(cluster.max()) + 1
     node_flow = graph.node_flow.new_zeros(count)
-    _add(node_flow, cluster, graph.node_flow)
+    node_flow.index_add_(0, cluster, graph.node_flow)
     # Row by row, then those of one cluster: both sums are of sorted rows.
     row, col, flow = _flow_into_clusters(
         _expand(graph.indptr), cluster[graph.col], graph.flow,
         cluster.numel(), count)
     row, order = cluster[row].sort(stable=True)
-    row, col, flow = _flow_into_clusters(row, col[order], flow[order], count,
-                                         count)
+    return _graph(*_flow_into_clusters(row, col[order], flow[order], count,
+                                       count), node_flow)
+
+
+def _graph(row: Tensor, col: Tensor, flow: Tensor, node_flow: Tensor
+           ) -> _Graph:
+    # From edges in the order of their rows, self-loops among them.
     other = row != col
     row, col, flow = row[other], col[other], flow[other]
-    indptr = torch.zeros(count + 1, dtype=torch.long, device=row.device)
-    indptr[1:] = row.bincount(minlength=count).cumsum(0)
+    indptr = row.new_zeros(node_flow.numel() + 1)
+    indptr[1:] = row.bincount(minlength=node_flow.numel()).cumsum(0)
     return _Graph(indptr, col, flow, node_flow)
 
 
@@ -258,10 +263,6 @@ def _expand(indptr: Tensor) -> Tensor:
     count = indptr.diff()
     node = torch.arange(count.numel(), device=indptr.device)
     return node.repeat_interleave(count)
-
-
-def _add(out: Tensor, index: Tensor, value: Tensor) -> None:
-    out.index_add_(0, index, value)
 
 
 def _plogp(x: Tensor) -> Tensor:

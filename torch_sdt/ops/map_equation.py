@@ -424,12 +424,7 @@ def _torch(edge_index: Tensor, weight: Tensor, num_nodes: int,
 
     (row, col), weight = undirected(edge_index, weight.double(), num_nodes)
     flow = weight / weight.sum()
-    node_flow = flow.new_zeros(num_nodes).index_add_(0, row, flow)
-    other = row != col
-    row, col, flow = row[other], col[other], flow[other]
-    indptr = row.new_zeros(num_nodes + 1)
-    indptr[1:] = row.bincount(minlength=num_nodes).cumsum(0)
-    return communities_torch(indptr, col, flow, node_flow, markov_time, seed)
+    return communities_torch(row, col, flow, num_nodes, markov_time, seed)
 
 
 def _communities_csr(graph: sp.csr_matrix, markov_time: float, seed: int
