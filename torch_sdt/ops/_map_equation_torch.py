@@ -48,7 +48,7 @@ class _Partition:
         leaves = cluster[row] != cluster[graph.col]
         self.leave = graph.node_flow.new_zeros(n)
         self.leave.index_add_(0, cluster[row[leaves]],
-             graph.flow[leaves] * markov_time)
+                              graph.flow[leaves] * markov_time)
 
     def codelength(self) -> float:
         # But for the term of the nodes, which no partition changes.
