@@ -111,16 +111,22 @@ def attention(layer, **kwargs):
 
 
 SDA, BEST = 'SparseDiffAttentionConv', f'{args.k} best edges'
+NORM = f'{SDA}, norm'
 LAYERS = {
     'no edges': lambda in_channels, out_channels: NoConv(),
     'GCNConv': GCNConv,
     'GATv2Conv': attention(GATv2Conv),
     'TransformerConv': attention(TransformerConv, root_weight=False),
     SDA: attention(SparseDiffAttentionConv),
+    # As in the Differential Transformer: its form of lambda, and a norm of each
+    # head, which undoes that the weights sum to 1 - lambda.
+    NORM: attention(SparseDiffAttentionConv, lambda_form='reparam'),
     f'TransformerConv, {BEST}': attention(TransformerConv, root_weight=False),
     # The mask is the same in every epoch. To pass `edge_score` and `k` to the
     # layer does the same, and takes it longer.
     f'{SDA}, {BEST}': attention(SparseDiffAttentionConv),
+    f'{NORM}, {BEST}': attention(SparseDiffAttentionConv,
+                                 lambda_form='reparam'),
 }
 
 
@@ -177,7 +183,8 @@ GRAPHS = {'planted partition': planted_partition, 'digits': digits}
 def plot(rows):
     with plt.rc_context(STYLE):
         fig, axes = plt.subplots(2, 1, figsize=(9, 9), sharex=True)
-        colors = [GREY, *COLORS[1:4], COLORS[0], COLORS[3], COLORS[0]]
+        colors = [GREY, *COLORS[1:4], COLORS[0], COLORS[4],
+                  COLORS[3], COLORS[0], COLORS[4]]
         for ax, graph in zip(axes, GRAPHS):
             ends = []
             for name, color in zip(LAYERS, colors):
@@ -202,8 +209,8 @@ width = max(map(len, LAYERS))
 print(f'Accuracy on test nodes, mean and deviation over {args.seeds} seeds')
 for graph in GRAPHS:
     results = [evaluate(graph, share) for share in args.noise]
-    print(f'\n{graph:{width}}' + ''.join(f'{share:>12.0%}'
-                                         for share in args.noise))
+    print(f'\n{graph:{width}}' + ''.join(f'{share:>13.0%}'
+                                         for share in args.noise), flush=True)
     for line in zip(*results):
         print(f"{line[0]['layer']:{width}}" + ''.join(
             f"{100 * row['accuracy']:7.1f} ±{100 * row['deviation']:4.1f}"
