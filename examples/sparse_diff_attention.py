@@ -182,7 +182,7 @@ GRAPHS = {'planted partition': planted_partition, 'digits': digits}
 
 def plot(rows):
     with plt.rc_context(STYLE):
-        fig, axes = plt.subplots(2, 1, figsize=(9, 9), sharex=True)
+        fig, axes = plt.subplots(2, 1, figsize=(10, 9), sharex=True)
         colors = [GREY, *COLORS[1:4], COLORS[0], COLORS[4],
                   COLORS[3], COLORS[0], COLORS[4]]
         for ax, graph in zip(axes, GRAPHS):
@@ -197,7 +197,7 @@ def plot(rows):
                 ends.append((x[-1], y[-1]))
             ax.set(title=graph.capitalize(), ylabel='Accuracy on test nodes')
             ax.yaxis.set_major_formatter('{x:.0%}')
-            fig.subplots_adjust(left=.1, right=.6, top=.95, bottom=.07)
+            fig.subplots_adjust(left=.1, right=.57, top=.95, bottom=.07)
             name_points(fig, ax, ends, list(LAYERS), colors, 'right')
         axes[-1].set_xlabel('Share of random edges')
         axes[-1].xaxis.set_major_formatter('{x:.0%}')
