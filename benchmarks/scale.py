@@ -35,11 +35,8 @@ from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.io import atomic_path
 from torch_sdt.metrics import bcubed_scores, pairwise_scores
 from torch_sdt.neighbors import Neighbors
-from torch_sdt.ops import (
-    map_equation_communities,
-    normalize_features,
-    topk_jaccard,
-)
+from torch_sdt.ops import normalize_features, topk_jaccard
+from torch_sdt.ops.map_equation import ladder_csr, symmetric_csr
 from torch_sdt.ops.search import CellSearch, ExactSearch
 
 _EXACT = 4096
@@ -66,9 +63,7 @@ def one_pass(table):
     # One setting: neighbours above a cosine, Jaccard, map equation.
     k = (table.similarity >= .35).sum(dim=1).clamp(min=1)
     weight = topk_jaccard(table, k)
-    edge_index, weight = table.to_edge_index(weight, weight > 0)
-    return map_equation_communities(edge_index, weight, table.num_nodes,
-                                    'numba').numpy()
+    return ladder_csr(symmetric_csr(table, weight), (1., ))[0].numpy()
 
 
 def as_published(table):

@@ -13,6 +13,7 @@ from torch_sdt.ops.background import Background
 
 _RIVALS = 16
 _RIVALS_UP_TO = 4096
+_PART = 16384
 
 
 def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
@@ -76,10 +77,15 @@ def likelihoods(x: Tensor, cluster: Tensor, background: Background) -> Tensor:
     if variance < 1e-6 or background.scale < 1e-6:
         return torch.zeros(num_clusters, dtype=torch.double)
     dim = (variance / background.scale)**2
-    total = _sums(x, cluster, num_clusters) - size.float().view(-1, 1) * mean
-    # Squared lengths: of the cluster means, times size, and of the samples.
-    of_mean = total.square().sum(dim=1).double() / size / variance
-    of_samples = (x - mean).square().sum(dim=1).double()
+    total = _sums(x, cluster, num_clusters)
+    # Squared lengths: of the cluster means, times size, and of the samples. In
+    # parts, since both have the size of the features.
+    of_mean = torch.cat([
+        (part - many.float().view(-1, 1) * mean).square().sum(dim=1)
+        for part, many in zip(total.split(_PART), size.split(_PART))])
+    of_mean = of_mean.double() / size / variance
+    of_samples = torch.cat([(part - mean).square().sum(dim=1)
+                            for part in x.split(_PART)]).double()
     of_samples = torch.zeros_like(size).index_add_(
         0, cluster, of_samples / variance)
     best = torch.full_like(size, -torch.inf)

@@ -178,16 +178,18 @@ class TopKJaccardClustering(NeighborClustering):
             for threshold in thresholds:
                 k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
                 jaccard = topk_jaccard(table, k)
+                if len(ladders) >= workers:
+                    ladders[-workers].result()
                 graph = symmetric_csr(table, jaccard)
+                num_edges = graph.nnz
                 first = threshold == thresholds[0]
                 times = _MARKOV_TIMES if first else (1., )
                 settings += [(threshold, time) for time in reversed(times)]
-                if len(ladders) >= workers:
-                    ladders[-workers].result()
                 ladders.append(pool.submit(ladder_csr, graph, times,
                                            self.seed))
+                del graph, jaccard
                 bar.update()
-                if graph.nnz == 0:
+                if num_edges == 0:
                     break
         return settings, [partition for ladder in ladders
                           for partition in reversed(ladder.result())]

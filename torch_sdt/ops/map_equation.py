@@ -242,19 +242,21 @@ def ladder_csr(graph: sp.csr_matrix, markov_times: Sequence[float],
                seed: int = 0) -> List[Tensor]:
     r"""As :meth:`map_equation_ladder`, on a symmetric matrix without zeros."""
     out: List[Tensor] = []
-    member = torch.arange(graph.shape[0])
+    member = cluster = torch.arange(graph.shape[0])
     for markov_time in markov_times:
+        if len(out) > 0:
+            graph = _merged(graph, cluster)
         cluster = _communities_csr(graph, float(markov_time), seed)
         member = cluster[member]
         out.append(number_by_appearance(member))
-        graph = _merged(graph, cluster)
     return out
 
 
 def symmetric_csr(neighbors: Neighbors, weight: Tensor) -> sp.csr_matrix:
     r"""The graph of a table's entries of positive weight, in both directions
     at the larger of the two, without self-loops: what becomes of
-    :meth:`Neighbors.to_edge_index`, at a third of the memory.
+    :meth:`Neighbors.to_edge_index`, at a fifth of the memory: weights keep
+    their precision.
     """
     mask = weight > 0
     mask[:, 0] = False
@@ -264,7 +266,7 @@ def symmetric_csr(neighbors: Neighbors, weight: Tensor) -> sp.csr_matrix:
     ids = neighbors.index[mask]
     dtype = torch.int32 if n < 2**31 else torch.int64
     matrix = sp.csr_matrix(
-        (weight[mask].double().numpy(), ids.to(dtype).numpy(), start),
+        (weight[mask].numpy(), ids.to(dtype).numpy(), start),
         shape=(n, n))
     return matrix.maximum(matrix.T)
 
@@ -432,12 +434,12 @@ def _communities_csr(graph: sp.csr_matrix, markov_time: float, seed: int
     from torch_sdt.ops._map_equation_kernel import communities_kernel
 
     cluster = np.arange(graph.shape[0])
-    total = graph.data.sum()
+    total = graph.data.sum(dtype=np.float64)
     if total == 0:
         return torch.from_numpy(cluster)
-    flow = graph.data / total
-    node_flow = np.bincount(
-        np.repeat(cluster, np.diff(graph.indptr)), flow, graph.shape[0])
+    flow = np.divide(graph.data, total, dtype=np.float64)
+    node_flow = sp.csr_matrix((flow, graph.indices, graph.indptr),
+                              graph.shape) @ np.ones(graph.shape[0])
     communities_kernel(graph.indptr.astype(np.int64), graph.indices, flow,
                        node_flow, cluster, markov_time, seed)
     return torch.from_numpy(cluster)
