@@ -96,7 +96,7 @@ def test_example_of_the_layer(tmp_path):
     graphs = {row['graph'] for row in rows}
     assert graphs == {'planted partition', 'digits'}
     # Every layer on every graph, better than the largest class.
-    assert len(rows) == 7 * len(graphs)
+    assert len(rows) == 9 * len(graphs)
     assert all(.2 < float(row['accuracy']) <= 1 for row in rows)
 
 
