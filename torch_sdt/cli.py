@@ -418,8 +418,8 @@ def _add_search(parser: argparse.ArgumentParser, metavar: str, text: str
         help='neighbours a sample, itself included (default: 80, or all)')
     add('--center', action='store_true',
         help='remove the mean feature: for embeddings that share an offset')
-    add('--index', help='auto, flat, torch, torch_cluster or a faiss factory '
-        'string (default: auto)')
+    add('--index', help='auto, flat, cells, torch, torch_cluster or a faiss '
+        'factory string (default: auto)')
     add('--seed', type=_at_least(0), default=0, metavar='S',
         help='same seed, same result (default: 0)')
     add('--quiet', action='store_true', help='no progress, no summary')
