@@ -169,7 +169,13 @@ def plot(rows, path):
     left.set(xlabel='Faces', ylabel='Seconds')
     right.set(xlabel='Faces', ylabel='Peak memory of the process, GB')
     left.legend(frameon=False)
+    n = sorted(peak)
+    right.set_yticks([1, 2, 3, 4, 6], ['1', '2', '3', '4', '6'])
+    right.minorticks_off()
     for ax in (left, right):
+        ax.set_xticks(n, [f'{value:,}' for value in n])
+        ax.tick_params(axis='x', which='minor', bottom=False,
+                       labelbottom=False)
         ax.spines[['top', 'right']].set_visible(False)
     with atomic_path(path) as tmp:
         fig.savefig(tmp, dpi=110, format='png')
