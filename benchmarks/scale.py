@@ -169,11 +169,10 @@ def plot(rows, path):
     left.set(xlabel='Faces', ylabel='Seconds')
     right.set(xlabel='Faces', ylabel='Peak memory of the process, GB')
     left.legend(frameon=False)
-    n = sorted(peak)
-    right.set_yticks([1, 2, 3, 4, 6], ['1', '2', '3', '4', '6'])
-    right.minorticks_off()
+    for which in ('major', 'minor'):
+        getattr(right.yaxis, f'set_{which}_formatter')('{x:g}')
     for ax in (left, right):
-        ax.set_xticks(n, [f'{value:,}' for value in n])
+        ax.set_xticks(sorted(peak), [f'{n:,}' for n in sorted(peak)])
         ax.tick_params(axis='x', which='minor', bottom=False,
                        labelbottom=False)
         ax.spines[['top', 'right']].set_visible(False)

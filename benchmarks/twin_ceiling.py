@@ -10,10 +10,11 @@ second by less than a margin become singletons. a, b and the margin are those
 that score best on the labels themselves. What is missing to 100 are images so
 bad that they resemble others more than themselves.
 
-Beside it (`links_f`) what GCN-V and its kin could reach on the features as they
-are: every image is linked to the nearest neighbour of higher confidence, the
-*true* confidence, and links are cut where the labels like it best; and K-means,
-told how many identities there are. Three seeds. Writes
+Beside it what GCN-V and its kin could reach on the features as they are
+(`links_...`): every image is linked to the nearest neighbour of higher
+confidence, the *true* confidence, and links are cut where the labels like it
+best; and K-means, told how many identities there are (`k_means_...`). Three
+seeds. Writes
 benchmarks/results/twin_ceiling.csv.
 """
 import argparse

@@ -255,8 +255,8 @@ def ladder_csr(graph: sp.csr_matrix, markov_times: Sequence[float],
 def symmetric_csr(neighbors: Neighbors, weight: Tensor) -> sp.csr_matrix:
     r"""The graph of a table's entries of positive weight, in both directions
     at the larger of the two, without self-loops: what becomes of
-    :meth:`Neighbors.to_edge_index`, at a fifth of the memory: weights keep
-    their precision.
+    :meth:`Neighbors.to_edge_index`, with less memory: ids take 32 bits, and
+    weights keep their precision.
     """
     mask = weight > 0
     mask[:, 0] = False
