@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from torch_sdt.cluster import CosineMapEquation, TopKJaccardClustering
+from torch_sdt.cluster import (
+    CosineMapEquation,
+    TopKJaccardClustering,
+    _selection,
+)
 from torch_sdt.cluster._selection import (
     likelihoods,
     nested,
@@ -87,6 +91,21 @@ def test_silhouettes_agree_with_their_definition():
             a = float(cosine[i, own].mean())
             expected = (a - to[0]) / (1 - min(a, to[0]))
         assert float(found[i]) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize('exact_up_to', [8, 10_000])
+def test_silhouettes_look_beyond_the_table(monkeypatch, exact_up_to):
+    # A table that holds all samples leaves no cluster out; one that holds
+    # nothing but the sample itself leaves it to the nearest means, however
+    # many clusters there are.
+    monkeypatch.setattr(_selection, '_EXACT_UP_TO', exact_up_to)
+    x, _ = small_world((3, 8), 60)
+    background = estimate_background(x, 0)
+    cluster = torch.arange(x.size(0)) // 2
+    expected, found = (
+        silhouettes(x, Neighbors.build(x, k), cluster, background)
+        for k in (x.size(0), 1))
+    assert float((found - expected).abs().mean()) < .01
 
 
 def test_likelihood_prefers_the_truth():

@@ -7,12 +7,14 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.background import Background
 
 _RIVALS = 16
-_RIVALS_UP_TO = 4096
+# More clusters than this are searched approximately.
+_EXACT_UP_TO = 16384
 _PART = 16384
 
 
@@ -30,7 +32,8 @@ def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
     A singleton has no :math:`a_i`. It loses what joining its best cluster
     would have won over the second best: nothing if it resembles none more
     than others. Other clusters are those of the sample's neighbours and the
-    sixteen nearest to its own; where there is none, the background stands in.
+    sixteen whose means are nearest to that of its own; where there is none,
+    the background stands in.
 
     Args:
         x (torch.Tensor): Unit features on the CPU, float32, ``[N, D]``.
@@ -46,15 +49,9 @@ def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
     num_clusters = int(cluster.max()) + 1
     size = torch.bincount(cluster, minlength=num_clusters)
     total = _sums(x, cluster, num_clusters)
-    rival = torch.full((num_clusters, 1), -1)
-    if 1 < num_clusters <= _RIVALS_UP_TO:
-        mean = total / size.view(-1, 1)
-        product = mean @ mean.t()
-        product.fill_diagonal_(-2.)
-        rival = product.topk(min(_RIVALS, num_clusters - 1), dim=1)[1]
     return torch.from_numpy(silhouette_kernel(
         x.numpy(), neighbors.index.numpy(), cluster.numpy(), total.numpy(),
-        size.numpy(), rival.numpy(), background.location))
+        size.numpy(), _rivals(total).numpy(), background.location))
 
 
 def likelihoods(x: Tensor, cluster: Tensor, background: Background) -> Tensor:
@@ -167,6 +164,14 @@ def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
         level[here] = depth
         offset += stands.numel()
     return cluster, level
+
+
+def _rivals(total: Tensor) -> Tensor:
+    # The clusters with the nearest means, [C, min(16, C - 1)].
+    num_clusters = total.size(0)
+    index = 'flat' if num_clusters <= _EXACT_UP_TO else 'cells'
+    return Neighbors.search(normalize(total), min(_RIVALS + 1, num_clusters),
+                            index).index[:, 1:].contiguous()
 
 
 def _renumber(cluster: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ def silhouette_kernel(x, index, cluster, total, size, rival, location):
     r"""See :meth:`torch_sdt.cluster._selection.silhouettes`.
 
     :obj:`rival` lists, per cluster, other clusters to compare with besides
-    those of a sample's neighbours (-1: none).
+    those of a sample's neighbours.
     """
     n, dim = x.shape
     width, num_rivals = index.shape[1], rival.shape[1]
@@ -26,7 +26,7 @@ def silhouette_kernel(x, index, cluster, total, size, rival, location):
         best, second = np.float32(location), np.float32(location)
         for r in range(width + num_rivals):
             m = cluster[index[i, r]] if r < width else rival[own, r - width]
-            if m < 0 or m == own:
+            if m == own:
                 continue
             known = False
             for s in range(count):
