@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from torch_sdt.cluster import (
-    CosineMapEquation,
-    TopKJaccardClustering,
-    _selection,
-)
+from torch_sdt.cluster import CosineMapEquation, TopKJaccardClustering
 from torch_sdt.cluster._selection import (
+    Partition,
     likelihoods,
     nested,
     select,
@@ -76,7 +73,7 @@ def test_silhouettes_agree_with_their_definition():
     background = estimate_background(x, 0)
     cluster = torch.arange(x.size(0)) % 7
     cluster[0] = 7  # a singleton
-    found = silhouettes(x, neighbors, cluster, background)
+    found = silhouettes(x, neighbors, Partition.of(x, cluster), background)
     cosine = x @ x.t()
     for i in range(x.size(0)):
         others = [m for m in range(8) if m != cluster[i]]
@@ -93,17 +90,14 @@ def test_silhouettes_agree_with_their_definition():
         assert float(found[i]) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize('exact_up_to', [8, 10_000])
-def test_silhouettes_look_beyond_the_table(monkeypatch, exact_up_to):
+def test_silhouettes_look_beyond_the_table():
     # A table that holds all samples leaves no cluster out; one that holds
-    # nothing but the sample itself leaves it to the nearest means, however
-    # many clusters there are.
-    monkeypatch.setattr(_selection, '_EXACT_UP_TO', exact_up_to)
-    x, _ = small_world((3, 8), 60)
+    # nothing but the sample itself leaves it to the nearest means.
+    x, y = small_world((32, 48), 60)
     background = estimate_background(x, 0)
-    cluster = torch.arange(x.size(0)) // 2
+    partition = Partition.of(x, torch.from_numpy(y))
     expected, found = (
-        silhouettes(x, Neighbors.build(x, k), cluster, background)
+        silhouettes(x, Neighbors.build(x, k), partition, background)
         for k in (x.size(0), 1))
     assert float((found - expected).abs().mean()) < .01
 
@@ -115,7 +109,8 @@ def test_likelihood_prefers_the_truth():
     generator = torch.Generator().manual_seed(0)
     shuffled = truth[torch.randperm(truth.numel(), generator=generator)]
     alone = torch.arange(truth.numel())
-    value = {name: float(likelihoods(x, c, background).sum())
+    value = {name: float(
+        likelihoods(x, Partition.of(x, c), background).sum())
              for name, c in (('truth', truth), ('alone', alone),
                              ('shuffled', shuffled),
                              ('pairs', truth // 2))}

@@ -1,24 +1,39 @@
 r"""Which of many partitions fits features best, judged without labels."""
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.background import Background
 
 _RIVALS = 16
-# More clusters than this are searched approximately.
-_EXACT_UP_TO = 16384
+# All around a smaller cluster is in its samples' neighbours.
+_SMALL = 16
 _PART = 16384
 
 
-def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
+class Partition(NamedTuple):
+    r"""Clusters numbered from 0, int64 ``[N]``, their sizes, int64 ``[C]``,
+    and the sums of their features, float32 ``[C, D]``.
+    """
+    cluster: Tensor
+    size: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor, cluster: Tensor) -> Partition:
+        r"""The partition of unit features, float32, shape ``[N, D]``."""
+        size = torch.bincount(cluster)
+        total = x.new_zeros(size.numel(), x.size(1))
+        return cls(cluster, size, total.index_add_(0, cluster, x))
+
+
+def silhouettes(x: Tensor, neighbors: Neighbors, partition: Partition,
                 background: Background) -> Tensor:
     r"""The silhouette of every sample (`Rousseeuw, 1987
     <https://doi.org/10.1016/0377-0427(87)90125-7>`_) in mean cosines.
@@ -31,14 +46,14 @@ def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
 
     A singleton has no :math:`a_i`. It loses what joining its best cluster
     would have won over the second best: nothing if it resembles none more
-    than others. Other clusters are those of the sample's neighbours and the
-    sixteen whose means are nearest to that of its own; where there is none,
-    the background stands in.
+    than others. Other clusters are those of the sample's neighbours and, for
+    clusters of sixteen and more, the sixteen whose means are nearest to its
+    own; where there is none, the background stands in.
 
     Args:
         x (torch.Tensor): Unit features on the CPU, float32, ``[N, D]``.
         neighbors (Neighbors): Their table.
-        cluster (torch.Tensor): Clusters numbered from 0, int64, ``[N]``.
+        partition (Partition): Their clusters.
         background (Background): See :meth:`estimate_background`.
 
     Returns:
@@ -46,15 +61,14 @@ def silhouettes(x: Tensor, neighbors: Neighbors, cluster: Tensor,
     """
     from torch_sdt.cluster._silhouette_kernel import silhouette_kernel
 
-    num_clusters = int(cluster.max()) + 1
-    size = torch.bincount(cluster, minlength=num_clusters)
-    total = _sums(x, cluster, num_clusters)
+    cluster, size, total = partition
     return torch.from_numpy(silhouette_kernel(
         x.numpy(), neighbors.index.numpy(), cluster.numpy(), total.numpy(),
-        size.numpy(), _rivals(total).numpy(), background.location))
+        size.numpy(), _rivals(partition).numpy(), background.location))
 
 
-def likelihoods(x: Tensor, cluster: Tensor, background: Background) -> Tensor:
+def likelihoods(x: Tensor, partition: Partition, background: Background
+                ) -> Tensor:
     r"""The log-likelihood of every cluster, over that of its samples alone.
 
     The model is two-covariance PLDA (`Brümmer and de Villiers, 2010
@@ -67,14 +81,13 @@ def likelihoods(x: Tensor, cluster: Tensor, background: Background) -> Tensor:
     Returns:
         torch.Tensor: float64, one value a cluster.
     """
-    num_clusters = int(cluster.max()) + 1
-    size = torch.bincount(cluster, minlength=num_clusters).double()
+    cluster, size, total = partition
+    size = size.double()
     mean = x.mean(dim=0)
     variance = 1. - float(mean.square().sum())
     if variance < 1e-6 or background.scale < 1e-6:
-        return torch.zeros(num_clusters, dtype=torch.double)
+        return torch.zeros_like(size)
     dim = (variance / background.scale)**2
-    total = _sums(x, cluster, num_clusters)
     # Squared lengths: of the cluster means, times size, and of the samples. In
     # parts, since both have the size of the features.
     of_mean = torch.cat([
@@ -166,17 +179,20 @@ def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
     return cluster, level
 
 
-def _rivals(total: Tensor) -> Tensor:
-    # The clusters with the nearest means, [C, min(16, C - 1)].
-    num_clusters = total.size(0)
-    index = 'flat' if num_clusters <= _EXACT_UP_TO else 'cells'
-    return Neighbors.search(normalize(total), min(_RIVALS + 1, num_clusters),
-                            index).index[:, 1:].contiguous()
+def _rivals(partition: Partition) -> Tensor:
+    # The clusters with the nearest means, [C, min(16, C - 1)]; of small ones
+    # themselves, which are none.
+    _, size, total = partition
+    mean = total / size.view(-1, 1)
+    width = min(_RIVALS, size.numel() - 1)
+    rival = torch.arange(size.numel()).view(-1, 1).repeat(1, width)
+    large = (size >= _SMALL).nonzero().view(-1)
+    for part in large.split(max(2**24 // size.numel(), 1)):
+        product = mean[part] @ mean.t()
+        product[torch.arange(part.numel()), part] = -torch.inf
+        rival[part] = product.topk(width, dim=1)[1]
+    return rival
 
 
 def _renumber(cluster: Tensor) -> Tensor:
     return cluster.unique(return_inverse=True)[1]
-
-
-def _sums(x: Tensor, cluster: Tensor, num_clusters: int) -> Tensor:
-    return x.new_zeros(num_clusters, x.size(1)).index_add_(0, cluster, x)

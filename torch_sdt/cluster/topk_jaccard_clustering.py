@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from torch_sdt.cluster._selection import (
+    Partition,
     likelihoods,
     nested,
     select,
@@ -210,8 +211,9 @@ class TopKJaccardClustering(NeighborClustering):
     def _judge(self, x: Tensor, table: Neighbors, cluster: Tensor
                ) -> Tuple[Tensor, Tensor]:
         # Silhouettes summed and log-likelihood, of every cluster.
-        of_sample = silhouettes(x, table, cluster, self.background_)
-        likelihood = likelihoods(x, cluster, self.background_)
+        partition = Partition.of(x, cluster)
+        of_sample = silhouettes(x, table, partition, self.background_)
+        likelihood = likelihoods(x, partition, self.background_)
         return torch.zeros_like(likelihood).index_add_(
             0, cluster, of_sample.double()), likelihood
 
