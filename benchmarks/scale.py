@@ -35,7 +35,7 @@ from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.io import atomic_path
 from torch_sdt.metrics import bcubed_scores, pairwise_scores
 from torch_sdt.neighbors import Neighbors
-from torch_sdt.ops import normalize_features, topk_jaccard
+from torch_sdt.ops import locality_order, normalize_features, topk_jaccard
 from torch_sdt.ops.map_equation import ladder_csr, symmetric_csr
 from torch_sdt.ops.search import CellSearch, ExactSearch
 
@@ -61,9 +61,12 @@ def scores(y, labels):
 
 def one_pass(table):
     # One setting: neighbours above a cosine, Jaccard, map equation.
+    order = locality_order(table)
+    table = table.permute(order)
     k = (table.similarity >= .35).sum(dim=1).clamp(min=1)
     weight = topk_jaccard(table, k)
-    return ladder_csr(symmetric_csr(table, weight), (1., ))[0].numpy()
+    cluster = ladder_csr(symmetric_csr(table, weight), (1., ))[0]
+    return cluster[order.argsort()].numpy()
 
 
 def as_published(table):

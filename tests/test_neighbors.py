@@ -29,6 +29,16 @@ def equal(one, other):
             torch.equal(one.similarity, other.similarity))
 
 
+@withCUDA
+def test_permute(device):
+    x = features()
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
+    permuted = on(knn(x, 7), device).permute(order.to(device))
+    assert equal(permuted, on(knn(x[order], 7), device))
+    assert equal(permuted.permute(order.argsort().to(device)),
+                 on(knn(x, 7), device))
+
+
 def test_neighbors():
     neighbors = table()
     assert str(neighbors) == 'Neighbors(num_nodes=40, k=7)'

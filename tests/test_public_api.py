@@ -49,6 +49,7 @@ PUBLIC = {
         'expected_topk',
         'knn',
         'local_scaling',
+        'locality_order',
         'map_equation',
         'map_equation_communities',
         'map_equation_ladder',

@@ -211,6 +211,18 @@ class Neighbors:
         similarity[:, 0] = 1.
         return Neighbors(self.index.gather(1, order), similarity)
 
+    def permute(self, order: Tensor) -> Neighbors:
+        r"""The table of the samples in another order: row :math:`i` is that
+        of sample :obj:`order[i]`, and ids follow.
+
+        Args:
+            order (torch.Tensor): A permutation of the samples, int64, shape
+                ``[N]``.
+        """
+        place = torch.empty_like(order)
+        place[order] = torch.arange(order.numel(), device=order.device)
+        return Neighbors(place[self.index[order]], self.similarity[order])
+
     # Graph ##################################################################
 
     def to_edge_index(

@@ -18,6 +18,7 @@ from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.background import Background, estimate_background
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.local_scaling import local_scaling
+from torch_sdt.ops.locality_order import locality_order
 from torch_sdt.ops.map_equation import (
     check_backend,
     ladder_csr,
@@ -143,24 +144,29 @@ class TopKJaccardClustering(NeighborClustering):
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
         self.background_ = estimate_background(x, self.seed)
         x = x.cpu()
-        table = local_scaling(
-            Neighbors(neighbors.index.cpu(), neighbors.similarity.cpu()))
+        neighbors = Neighbors(neighbors.index.cpu(),
+                              neighbors.similarity.cpu())
+        # Partitions are found on the table in an order that suits the cache.
+        order = locality_order(neighbors)
+        place = order.argsort()
+        table = local_scaling(neighbors.permute(order))
         settings, partitions = self._partitions(table)
+        partitions = [partition[place] for partition in partitions]
         self.levels_ = [
             Level(*setting, int(cluster.max()) + 1,
                   *(float(score.sum()) / x.size(0)
-                    for score in self._judge(x, table, cluster)))
+                    for score in self._judge(x, neighbors, cluster)))
             for setting, cluster in zip(settings, partitions)
         ]
         base = max(range(len(partitions)),
                    key=lambda i: self.levels_[i].quality)
         tree = nested(partitions, base)
-        scores = self._scores(x, table, tree, self.levels_[base])
+        scores = self._scores(x, neighbors, tree, self.levels_[base])
         cluster, level = select(tree, scores, base, table.k, _MARGIN)
 
         threshold = torch.tensor([setting[0] for setting in settings])[level]
-        trusted = table.similarity >= threshold.view(-1, 1)
-        self.k_ = trusted.sum(dim=1).numpy()
+        trusted = table.similarity >= threshold[order].view(-1, 1)
+        self.k_ = trusted.sum(dim=1)[place].numpy()
         self.threshold_ = threshold.numpy()
         return number_by_appearance(cluster)
 
@@ -208,21 +214,21 @@ class TopKJaccardClustering(NeighborClustering):
             step = _STEP * scale
         return out
 
-    def _judge(self, x: Tensor, table: Neighbors, cluster: Tensor
+    def _judge(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
                ) -> Tuple[Tensor, Tensor]:
         # Silhouettes summed and log-likelihood, of every cluster.
         partition = Partition.of(x, cluster)
-        of_sample = silhouettes(x, table, partition, self.background_)
+        of_sample = silhouettes(x, neighbors, partition, self.background_)
         likelihood = likelihoods(x, partition, self.background_)
         return torch.zeros_like(likelihood).index_add_(
             0, cluster, of_sample.double()), likelihood
 
-    def _scores(self, x: Tensor, table: Neighbors, tree: List[Tensor],
+    def _scores(self, x: Tensor, neighbors: Neighbors, tree: List[Tensor],
                 base: Level) -> List[Tensor]:
         # Both relative to the best single level, so that units cancel.
         scores = []
         for cluster in tree:
-            separation, likelihood = self._judge(x, table, cluster)
+            separation, likelihood = self._judge(x, neighbors, cluster)
             scores.append(separation / max(base.separation, 1e-6) +
                           _LIKELIHOOD * likelihood /
                           max(base.likelihood, 1e-6))

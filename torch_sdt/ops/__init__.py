@@ -8,6 +8,7 @@ from .edge_probability import edge_probability
 from .jaccard import topk_jaccard, topk_jaccard_csr
 from .knn import knn
 from .local_scaling import local_scaling
+from .locality_order import locality_order
 from .map_equation import (
     map_equation,
     map_equation_communities,
@@ -35,6 +36,7 @@ __all__ = [
     'knn',
     'edge_probability',
     'local_scaling',
+    'locality_order',
     'topk_jaccard',
     'topk_jaccard_csr',
     'topk_target',
