@@ -22,6 +22,7 @@ from torch_sdt.ops.map_equation import (
     ladder_csr,
     number_by_appearance,
     symmetric_csr,
+    table_communities,
 )
 
 BACKENDS = ['networkit', 'infomap', 'numba', 'torch']
@@ -646,3 +647,30 @@ def test_symmetric_csr_is_the_graph_of_the_table():
     for a, b in zip(ladder_csr(graph, times), map_equation_ladder(
             edge_index, edge_weight, 60, times)):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize('share', [0., .05, .6])
+def test_table_communities(backend, share):
+    # What comes out of the list of edges, with and without isolated nodes.
+    table = Neighbors.build(torch.randn(300, 5, generator=generator()), 9)
+    weight = torch.rand(300, 9, generator=generator(1)).clamp(min=1e-3)
+    weight[torch.rand(300, 9, generator=generator(2)) >= share] = 0
+    edge_index, edge_weight = table.to_edge_index(weight, weight > 0)
+    cluster = table_communities(table, weight, backend)
+    assert torch.equal(cluster, map_equation_communities(
+        edge_index, edge_weight, 300, backend))
+    assert cluster.dtype == torch.long
+    degree = edge_index.reshape(-1).bincount(minlength=300)
+    size = cluster.bincount()[cluster]
+    assert bool((size[degree == 0] == 1).all())
+
+
+def test_table_communities_directed():
+    pytest.importorskip('infomap')
+    table = Neighbors.build(torch.randn(300, 5, generator=generator()), 9)
+    edge_index, edge_weight = table.to_edge_index(
+        table.similarity, table.similarity > 0)
+    assert torch.equal(
+        table_communities(table, table.similarity, 'infomap', directed=True),
+        map_equation_communities(edge_index.flip(0), edge_weight, 300,
+                                 'infomap', directed=True))

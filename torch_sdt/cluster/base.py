@@ -10,10 +10,7 @@ from torch import Tensor
 
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.knn import default_k
-from torch_sdt.ops.map_equation import (
-    check_backend,
-    map_equation_communities,
-)
+from torch_sdt.ops.map_equation import check_backend, table_communities
 from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.typing import ArrayLike
 
@@ -88,14 +85,10 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
 
     def _communities(self, neighbors: Neighbors, weight: Tensor,
                      mask: Tensor) -> Tensor:
-        edge_index, edge_weight = neighbors.to_edge_index(weight, mask)
-        directed = getattr(self, 'directed', False)
-        if directed:
-            # Out of a sample towards its neighbours.
-            edge_index = edge_index.flip(0)
-        return map_equation_communities(
-            edge_index, edge_weight, neighbors.num_nodes, self.backend,
-            getattr(self, 'markov_time', 1.), self.seed, directed)
+        return table_communities(
+            neighbors, weight.masked_fill(~mask, 0.), self.backend,
+            getattr(self, 'markov_time', 1.), self.seed,
+            getattr(self, 'directed', False))
 
     def _prepare(self, X: ArrayLike, neighbors: Optional[Neighbors]
                  ) -> Tuple[Tensor, Neighbors]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.edge_probability import edge_probability
 from torch_sdt.ops.jaccard import topk_jaccard
-from torch_sdt.ops.map_equation import map_equation_communities
+from torch_sdt.ops.map_equation import table_communities
 from torch_sdt.ops.reverse import reverse_values
 from torch_sdt.ops.topk import expected_topk
 from torch_sdt.progress import progress
@@ -113,12 +113,8 @@ class Edges:
         r"""The clusters of the map equation on the edges of a rule, int64,
         shape ``[N]``.
         """
-        weight = self.weight(rule)
-        edge_index, edge_weight = self.neighbors.to_edge_index(weight,
-                                                               weight > 0)
-        return map_equation_communities(
-            edge_index, edge_weight, self.neighbors.num_nodes, backend,
-            rule.markov_time, seed)
+        return table_communities(self.neighbors, self.weight(rule), backend,
+                                 rule.markov_time, seed)
 
     def _verdict(self) -> Tensor:
         if self.verdict is None:

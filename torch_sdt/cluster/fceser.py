@@ -19,7 +19,7 @@ from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.early_stop import early_stop
 from torch_sdt.ops.edge_probability import edge_probability
 from torch_sdt.ops.jaccard import topk_jaccard
-from torch_sdt.ops.map_equation import check_backend, map_equation_communities
+from torch_sdt.ops.map_equation import check_backend, table_communities
 
 # What is tried of each threshold, the published first.
 THETAS = (.22, .1, .3, .4, .5, .6, .7)
@@ -207,12 +207,9 @@ class FCESER(TrainedClustering):
         return [RecallRule(*rule) for rule in product(*self._tried())]
 
     def _partition(self, measured: _Measured, rule: RecallRule) -> Tensor:
-        neighbors = measured.table.neighbors
-        weight = self._weight(measured, rule)
-        edge_index, edge_weight = neighbors.to_edge_index(weight, weight > 0)
-        return map_equation_communities(edge_index, edge_weight,
-                                        neighbors.num_nodes, self.backend,
-                                        seed=self.seed)
+        return table_communities(measured.table.neighbors,
+                                 self._weight(measured, rule), self.backend,
+                                 seed=self.seed)
 
     def _weight(self, measured: _Measured, rule: RecallRule) -> Tensor:
         # The weight of each entry, 0 where there is no link, shape [N, K].

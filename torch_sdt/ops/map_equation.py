@@ -150,20 +150,50 @@ def map_equation_communities(
         assert isinstance(markov_time, (int, float))
         cluster = _torch(edge_index, weight, num_nodes, float(markov_time),
                          seed)
-    elif backend == 'networkit':
-        cluster = _networkit(edge_index, weight, num_nodes, seed)
-    elif backend == 'numba':
-        assert isinstance(markov_time, (int, float))
-        graph = _symmetric(edge_index, weight.double(), num_nodes)
-        cluster = _communities_csr(graph, float(markov_time), seed)
-    else:
+    elif backend == 'infomap':
         cluster = _infomap(edge_index, weight, num_nodes, markov_time, seed,
                            directed)
+    else:
+        graph = _symmetric(edge_index, weight.double(), num_nodes)
+        cluster = _on_matrix(graph, backend, markov_time, seed)
     # Infomap puts a node without flow into any module.
     alone = torch.ones(num_nodes, dtype=torch.bool, device=cluster.device)
     alone[edge_index.reshape(-1)] = False
     cluster[alone] = int(cluster.max()) + 1 + alone.nonzero().view(-1)
     return number_by_appearance(cluster).to(device)
+
+
+def table_communities(
+    neighbors: Neighbors,
+    weight: Tensor,
+    backend: str = 'networkit',
+    markov_time: MarkovTime = 1.,
+    seed: int = 0,
+    directed: bool = False,
+) -> Tensor:
+    r"""As :meth:`map_equation_communities`, on the entries of positive weight
+    of a table; backends that read a matrix get it without a list of edges.
+
+    Args:
+        neighbors (Neighbors): The table.
+        weight (torch.Tensor): One an entry, shape ``[N, K]``.
+        backend (str, optional): See there.
+        markov_time (float, str or tuple, optional): See there.
+        seed (int, optional): See there.
+        directed (bool, optional): If :obj:`True`, flow goes out of a sample
+            towards its neighbours.
+    """
+    check_backend(backend, markov_time, directed)
+    if backend in {'networkit', 'numba'}:
+        graph = symmetric_csr(neighbors, weight)
+        cluster = _on_matrix(graph, backend, markov_time, seed)
+        return number_by_appearance(cluster).to(neighbors.index.device)
+    edge_index, edge_weight = neighbors.to_edge_index(weight, weight > 0)
+    if directed:
+        edge_index = edge_index.flip(0)
+    return map_equation_communities(edge_index, edge_weight,
+                                    neighbors.num_nodes, backend, markov_time,
+                                    seed, directed)
 
 
 def check_backend(backend: str, markov_time: MarkovTime = 1.,
@@ -258,12 +288,13 @@ def symmetric_csr(neighbors: Neighbors, weight: Tensor) -> sp.csr_matrix:
     :meth:`Neighbors.to_edge_index`, with less memory: ids take 32 bits, and
     weights keep their precision.
     """
+    index, weight = neighbors.index.cpu(), weight.detach().cpu()
     mask = weight > 0
     mask[:, 0] = False
     n = neighbors.num_nodes
     start = np.zeros(n + 1, dtype=np.int64)
     start[1:] = mask.sum(dim=1).cumsum(0).numpy()
-    ids = neighbors.index[mask]
+    ids = index[mask]
     dtype = torch.int32 if n < 2**31 else torch.int64
     matrix = sp.csr_matrix(
         (weight[mask].numpy(), ids.to(dtype).numpy(), start),
@@ -357,21 +388,30 @@ def check_graph(edge_index: Tensor, edge_weight: Optional[Tensor],
 # Backends ###################################################################
 
 
-def _networkit(edge_index: Tensor, weight: Tensor, num_nodes: int,
+def _on_matrix(graph: sp.csr_matrix, backend: str, markov_time: MarkovTime,
                seed: int) -> Tensor:
+    # The backends that read a symmetric matrix.
+    if graph.nnz == 0:
+        return torch.arange(graph.shape[0])
+    if backend == 'networkit':
+        return _networkit(graph, seed)
+    assert isinstance(markov_time, (int, float))
+    return _communities_csr(graph, float(markov_time), seed)
+
+
+def _networkit(graph: sp.csr_matrix, seed: int) -> Tensor:
     import networkit as nk
 
-    upper = sp.triu(_symmetric(edge_index, weight.double(), num_nodes),
-                    format='csr')
+    upper = sp.triu(graph, format='csr').astype(np.float64)
     # One thread: waking several costs a small graph a hundred times its
     # partition, and the deterministic strategy uses one anyway.
     threads = nk.getMaxNumberOfThreads()
     nk.setNumberOfThreads(1)
     try:
-        graph = nk.GraphFromCsr(upper, directed=False, weighted=True)
+        network = nk.GraphFromCsr(upper, directed=False, weighted=True)
         nk.setSeed(seed, False)
         algorithm = nk.community.LouvainMapEquation(
-            graph, hierarchical=True, parallelizationStrategy='none')
+            network, hierarchical=True, parallelizationStrategy='none')
         partition = algorithm.run().getPartition()
     finally:
         nk.setNumberOfThreads(threads)
