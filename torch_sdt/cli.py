@@ -220,7 +220,7 @@ def _estimator(args: argparse.Namespace) -> Any:
 
     if args.model is not None:
         trained = torch_sdt.cluster.SDTClustering.load(args.model)
-        trained.verbose = not args.quiet
+        trained.verbose, trained.workdir = not args.quiet, args.workdir
         # The features are centred once, before the search.
         args.center, trained.center = trained.center, False
         args.k = trained.k_

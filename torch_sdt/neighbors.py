@@ -114,8 +114,8 @@ class Neighbors:
         folders of their own there.
         """
         from torch_sdt.ops.knn import RECALL, knn_blocks
-        from torch_sdt.ops.search.keep import fingerprint, keep
         from torch_sdt.progress import progress
+        from torch_sdt.resume import fingerprint, keep
 
         n = x.size(0)
         recall = RECALL if recall is None else recall

@@ -11,6 +11,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 import torch_sdt.typing
+from torch_sdt import resume
 from torch_sdt.cluster import (
     EdgeRule,
     SDTClustering,
@@ -470,11 +471,55 @@ def test_a_killed_fit_goes_on(tmp_path, monkeypatch, at):
     assert len(calls) == 4 + 1
     assert equal(model, whole)
     assert model.rule_ == whole.rule_
-    other = world('test')[0]
-    assert np.array_equal(model.predict(other), whole.predict(other))
     assert set(os.listdir(tmp_path)) == {
         f'{name}.{end}' for name in ('predictor', 'transformer')
         for end in ('safetensors', 'csv')}
+    other = world('test')[0]
+    assert np.array_equal(model.predict(other), whole.predict(other))
+
+
+@pytest.mark.parametrize('network', ['predictor_', 'transformer_'])
+def test_a_killed_predict_goes_on(tmp_path, monkeypatch, network):
+    monkeypatch.setattr(resume, '_GROUP', 2)
+    x, _ = world('test')
+    expected = fitted().predict(x)
+    fitted().save(tmp_path / 'model.safetensors')
+    model = SDTClustering.load(tmp_path / 'model.safetensors')
+    model.workdir = str(tmp_path / 'work')
+    assert np.array_equal(model.predict(x), expected)
+    folder, = (tmp_path / 'work').glob('predict-*')
+    whole = len(list((folder / network[:-1]).iterdir()))
+    assert whole >= 4
+
+    model.workdir = str(tmp_path / 'again')
+    batches = []
+
+    def killed(module, args):
+        batches.append(args)
+        if len(batches) == 5:
+            raise KeyboardInterrupt
+
+    hook = getattr(model, network).register_forward_pre_hook(killed)
+    with pytest.raises(KeyboardInterrupt):
+        model.predict(x)
+    folder, = (tmp_path / 'again').glob('predict-*')
+    assert len(list((folder / network[:-1]).iterdir())) == 2
+    hook.remove()
+    asked = []
+    getattr(model, network).register_forward_pre_hook(
+        lambda module, args: asked.append(args))
+    assert np.array_equal(model.predict(x), expected)
+    assert len(asked) == -(-len(x) // 4) - 4
+    # Nothing is left to ask; of other features and weights, everything is.
+    del asked[:]
+    assert np.array_equal(model.predict(x), expected) and asked == []
+    model.predict(x[1:])
+    assert len(asked) == -(-(len(x) - 1) // 4)
+    del asked[:]
+    with torch.no_grad():
+        next(getattr(model, network).parameters()).mul_(1.5)
+    model.predict(x)
+    assert len(asked) == -(-len(x) // 4)
 
 
 @pytest.mark.parametrize('change', [

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
@@ -120,9 +121,9 @@ class SDTClustering(TrainedClustering):
             (default: :obj:`0`)
         device (str or torch.device, optional): Where to work.
             (default: that of the features)
-        workdir (str, optional): A folder for checkpoints, from which a killed
-            :meth:`fit` goes on, and for training curves.
-            (default: :obj:`None`)
+        workdir (str, optional): A folder for checkpoints and finished parts,
+            from which a killed :meth:`fit` or :meth:`predict` goes on, and
+            for training curves. (default: :obj:`None`)
         verbose (bool, optional): If :obj:`True`, shows progress bars.
             (default: :obj:`False`)
 
@@ -269,16 +270,18 @@ class SDTClustering(TrainedClustering):
             seed=self.seed)
 
     def _trust(self, table: Table) -> Tensor:
-        return self._infer_trust(self._loader(table))
+        return self._infer_trust(self._loader(table), table.folder)
 
-    def _infer_trust(self, loader: NeighborSubgraphs) -> Tensor:
+    def _infer_trust(self, loader: NeighborSubgraphs,
+                     folder: Optional[str] = None) -> Tensor:
         # The first model's probabilities [N, K], or its k [N].
         model: Any = self.predictor_
         rank = self.predictor == 'rank'
         return infer(
             model, loader,
             lambda batch: model(batch).sigmoid() if rank else
-            model.predict(batch), self.precision, 'Top-K', self.verbose)
+            model.predict(batch), self.precision, 'Top-K', self.verbose,
+            folder and os.path.join(folder, 'predictor'))
 
     def _edges(self, table: Table, trust: Optional[Tensor] = None) -> Edges:
         trust = self._trust(table) if trust is None else trust
@@ -288,7 +291,9 @@ class SDTClustering(TrainedClustering):
         else:
             verdict = infer(model, self._loader(table, trust),
                             lambda batch: model(batch).sigmoid(),
-                            self.precision, 'SDT', self.verbose)
+                            self.precision, 'SDT', self.verbose,
+                            table.folder and os.path.join(table.folder,
+                                                          'transformer'))
         return Edges(table.neighbors, trust, verdict)
 
     def _validate(self, table: Table, y: np.ndarray,

@@ -107,9 +107,9 @@ class STARFC(TrainedClustering):
             (default: :obj:`0`)
         device (str or torch.device, optional): Where to work.
             (default: that of the features)
-        workdir (str, optional): A folder for checkpoints, from which a killed
-            :meth:`fit` goes on, and for training curves.
-            (default: :obj:`None`)
+        workdir (str, optional): A folder for checkpoints and finished parts,
+            from which a killed :meth:`fit` or :meth:`predict` goes on, and
+            for training curves. (default: :obj:`None`)
         verbose (bool, optional): If :obj:`True`, shows progress bars.
             (default: :obj:`False`)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import hashlib
+import os
 from functools import partial
 from inspect import signature
 from typing import (
@@ -30,6 +30,7 @@ from torch_sdt.ops.background import estimate_background
 from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.progress import progress
+from torch_sdt.resume import fingerprint
 from torch_sdt.training import History, Trainer
 from torch_sdt.training.trainer import TrainingLoader, Validate
 from torch_sdt.typing import ArrayLike
@@ -52,10 +53,13 @@ class Table(NamedTuple):
         x (torch.Tensor): Unit features, shape ``[N, D]``.
         neighbors (Neighbors): Their table.
         background ((float, float)): Location and scale of background cosines.
+        folder (str, optional): Where finished parts of what is found out
+            about them are kept. (default: nowhere)
     """
     x: Tensor
     neighbors: Neighbors
     background: Tuple[float, float]
+    folder: Optional[str] = None
 
 
 class Cut(NamedTuple):
@@ -235,14 +239,13 @@ class TrainedClustering(BaseEstimator):
     def _fingerprint_of(self, x: Tensor, y: np.ndarray, train: np.ndarray
                         ) -> str:
         # Of all that a checkpoint's weights depend on.
-        arguments = self.get_params(deep=False)
-        for name in self._no_weights:
-            arguments.pop(name)
-        out = hashlib.sha256(repr(sorted(arguments.items())).encode())
-        out.update(y.tobytes() + train.tobytes())
-        for block in x.split(65536):
-            out.update(block.cpu().numpy().tobytes())
-        return out.hexdigest()
+        return fingerprint(self._arguments(*self._no_weights), x,
+                           torch.from_numpy(y), torch.from_numpy(train))
+
+    def _arguments(self, *without: str) -> Dict[str, Any]:
+        return {name: value
+                for name, value in sorted(self.get_params(deep=False).items())
+                if name not in without}
 
     def _check_arguments(self) -> None:
         # The trainer checks the arguments that are its own.
@@ -261,12 +264,13 @@ class TrainedClustering(BaseEstimator):
         x = normalize_features(X, center=self.center)
         return x if self.device is None else x.to(self.device)
 
-    def _table(self, x: Tensor, neighbors: Optional[Neighbors] = None
-               ) -> Table:
+    def _table(self, x: Tensor, neighbors: Optional[Neighbors] = None,
+               workdir: Optional[str] = None) -> Table:
         width = min(self.k_, x.size(0))
         if neighbors is None:
             neighbors = Neighbors.search(x, width, self.index, None,
-                                         self.seed, self.verbose)
+                                         self.seed, self.verbose,
+                                         workdir=workdir)
         else:
             neighbors = neighbors.truncate(min(width, neighbors.k))
             neighbors = Neighbors(neighbors.index.to(x.device),
@@ -377,7 +381,14 @@ class TrainedClustering(BaseEstimator):
         self.check_dimension(x.size(1))
         if neighbors is not None:
             neighbors.validate(x.size(0))
-        return self._table(x, neighbors)
+        table = self._table(x, neighbors, self.workdir)
+        if self.workdir is None:
+            return table
+        name = fingerprint(
+            self._arguments('workdir', 'verbose'), *self._tensors().values(),
+            x, *table.neighbors)
+        return table._replace(
+            folder=os.path.join(self.workdir, f'predict-{name}'))
 
     def check_dimension(self, dim: int) -> None:
         r"""Raises a :class:`ValueError` unless features of this dimension can
@@ -399,21 +410,23 @@ class TrainedClustering(BaseEstimator):
         from sklearn.utils.validation import check_is_fitted
 
         check_is_fitted(self, 'rule_')
+        save_tensors(path, self._tensors(), {
+            'class': type(self).__name__, 'format': _FORMAT,
+            'arguments': self._arguments('device', 'workdir', 'verbose'),
+            'k': self.k_,
+            'n_features_in': self.n_features_in_,
+            'rule': self.rule_._asdict(),
+            'validation_score': self.validation_score_})
+
+    def _tensors(self) -> Dict[str, Tensor]:
+        # The weights of all networks.
         tensors: Dict[str, Tensor] = {}
         for name in self._networks:
             network = getattr(self, f'{name}_')
             if network is not None:
                 tensors.update((f'{name}.{key}', value)
                                for key, value in network.state_dict().items())
-        arguments = self.get_params(deep=False)
-        for name in ('device', 'workdir', 'verbose'):
-            arguments.pop(name)
-        save_tensors(path, tensors, {
-            'class': type(self).__name__, 'format': _FORMAT,
-            'arguments': arguments, 'k': self.k_,
-            'n_features_in': self.n_features_in_,
-            'rule': self.rule_._asdict(),
-            'validation_score': self.validation_score_})
+        return tensors
 
     @classmethod
     def load(cls: Type[Self], path: Any, device: Any = None) -> Self:

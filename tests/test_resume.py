@@ -3,11 +3,11 @@ import os
 import pytest
 import torch
 
+from torch_sdt import resume as module
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import normalize_features
 from torch_sdt.ops.knn import KNNBlocks
-from torch_sdt.ops.search import keep as module
-from torch_sdt.ops.search.keep import fingerprint
+from torch_sdt.resume import fingerprint
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,66 @@
+r"""Long work in parts that survive a kill."""
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import Any, Iterator, Protocol, Tuple
+
+import torch
+from torch import Tensor
+
+from torch_sdt.io import PathLike, load_tensors, save_tensors
+
+Rows = Tuple[Tensor, ...]
+# Blocks in a file: seconds of work.
+_GROUP = 64
+
+
+class Blocks(Protocol):
+    r"""Work in numbered blocks, such as
+    :class:`torch_sdt.ops.knn.KNNBlocks`.
+    """
+
+    def __len__(self) -> int:
+        r"""The number of blocks."""
+
+    def __getitem__(self, block: int) -> Rows:
+        r"""What comes out of one: tensors with a row for each of its items,
+        always as many.
+        """
+
+
+def keep(blocks: Blocks, folder: PathLike) -> Iterator[Rows]:
+    r"""Yields the blocks, joined in groups, from files in :obj:`folder` where
+    they are there, and writes them there where not.
+
+    Files are written whole or not at all; a damaged one is made again. The
+    folder must belong to this very work (:meth:`fingerprint`).
+    """
+    os.makedirs(folder, exist_ok=True)
+    for first in range(0, len(blocks), _GROUP):
+        path = os.path.join(folder, f'{first // _GROUP:05}.safetensors')
+        group = range(first, min(first + _GROUP, len(blocks)))
+        try:
+            tensors, meta = load_tensors(path)
+            if meta['blocks'] != [group.start, group.stop, len(blocks)]:
+                raise ValueError(f"'{path}' holds other blocks")
+        except (FileNotFoundError, ValueError):
+            parts = zip(*(blocks[block] for block in group))
+            tensors = {str(i): torch.cat(part)
+                       for i, part in enumerate(parts)}
+            save_tensors(path, tensors, {
+                'blocks': [group.start, group.stop, len(blocks)]})
+        yield tuple(tensors[str(i)] for i in range(len(tensors)))
+
+
+def fingerprint(*parts: Any) -> str:
+    r"""A short name of tensors and settings: another one for others."""
+    out = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, Tensor):
+            out.update(repr(part).encode())
+            continue
+        out.update(repr((part.dtype, list(part.shape))).encode())
+        for block in part.detach().reshape(-1).split(2**24):
+            out.update(block.cpu().numpy().tobytes())
+    return out.hexdigest()[:16]
