@@ -32,6 +32,7 @@ _FIRST, _STEP, _LEVELS = 1.5, .5, 10
 _MARKOV_TIMES = (1., 1.5, 2., 3.)
 _LIKELIHOOD = .5
 _MARGIN = .2
+_BASES = 3
 
 
 class Level(NamedTuple):
@@ -54,7 +55,11 @@ class Level(NamedTuple):
     @property
     def quality(self) -> float:
         r"""Both in one figure: separation times root of likelihood."""
-        return max(self.separation, 0.) * max(self.likelihood, 0.)**_LIKELIHOOD
+        return _quality(self.separation, self.likelihood)
+
+
+def _quality(separation: float, likelihood: float) -> float:
+    return max(separation, 0.) * max(likelihood, 0.)**_LIKELIHOOD
 
 
 class TopKJaccardClustering(NeighborClustering):
@@ -74,14 +79,15 @@ class TopKJaccardClustering(NeighborClustering):
        map equation clusters them; the loosest is also merged at longer
        Markov times (:meth:`~torch_sdt.ops.map_equation_ladder`), for
        identities much larger than :math:`K`.
-    4. The best single partition is that of the largest
-       :math:`S \, \sqrt{P}`, with the mean silhouette :math:`S` and the
-       log-likelihood :math:`P` of a Gaussian model of identities. The others
-       form a tree around it, from which clusters are taken at whichever level
-       suits them: a cluster stands unless its parts score more. The score of
-       a cluster is its share of :math:`S` plus half its share of :math:`P`;
-       what departs from the best single level must gain 20 %, and what splits
-       a cluster into parts wider than the table, 30 %.
+    4. Partitions are compared by :math:`S \, \sqrt{P}`, with the mean
+       silhouette :math:`S` and the log-likelihood :math:`P` of a Gaussian
+       model of identities. Around each of the three best the others form a
+       tree, from which clusters are taken at whichever level suits them: a
+       cluster stands unless its parts score more. The score of a cluster is
+       its share of :math:`S` plus half its share of :math:`P`; what departs
+       from the level in the middle must gain 20 %, and what splits a cluster
+       into parts wider than the table, 30 %. Of the three results the one of
+       the largest :math:`S \, \sqrt{P}` is returned.
 
     So small and large, compact and spread identities are cut each at their
     own level. What to know: an identity whose images fall into modes that
@@ -154,21 +160,21 @@ class TopKJaccardClustering(NeighborClustering):
         partitions = [partition[place] for partition in partitions]
         self.levels_ = [
             Level(*setting, int(cluster.max()) + 1,
-                  *(float(score.sum()) / x.size(0)
-                    for score in self._judge(x, neighbors, cluster)))
+                  *self._judge(x, neighbors, cluster))
             for setting, cluster in zip(settings, partitions)
         ]
-        base = max(range(len(partitions)),
-                   key=lambda i: self.levels_[i].quality)
-        tree = nested(partitions, base)
-        scores = self._scores(x, neighbors, tree, self.levels_[base])
-        cluster, level = select(tree, scores, base, table.k, _MARGIN)
+        bases = sorted(range(len(partitions)), reverse=True,
+                       key=lambda i: self.levels_[i].quality)
+        cluster, level = max(
+            (self._around(x, neighbors, partitions, base)
+             for base in bases[:_BASES]),
+            key=lambda found: _quality(*self._judge(x, neighbors, found[0])))
 
         threshold = torch.tensor([setting[0] for setting in settings])[level]
         trusted = table.similarity >= threshold[order].view(-1, 1)
         self.k_ = trusted.sum(dim=1)[place].numpy()
         self.threshold_ = threshold.numpy()
-        return number_by_appearance(cluster)
+        return cluster
 
     def _partitions(self, table: Neighbors
                     ) -> Tuple[List[Tuple[float, float]], List[Tensor]]:
@@ -214,22 +220,33 @@ class TopKJaccardClustering(NeighborClustering):
             step = _STEP * scale
         return out
 
+    def _around(self, x: Tensor, neighbors: Neighbors,
+                partitions: List[Tensor], base: int
+                ) -> Tuple[Tensor, Tensor]:
+        # Each sample's cluster, from whichever level, and that level. Scores
+        # are relative to the base, so that units cancel.
+        tree = nested(partitions, base)
+        best, scores = self.levels_[base], []
+        for cluster in tree:
+            separation, likelihood = self._of_clusters(x, neighbors, cluster)
+            scores.append(separation / max(best.separation, 1e-6) +
+                          _LIKELIHOOD * likelihood /
+                          max(best.likelihood, 1e-6))
+        cluster, level = select(tree, scores, base, neighbors.k, _MARGIN)
+        return number_by_appearance(cluster), level
+
     def _judge(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
-               ) -> Tuple[Tensor, Tensor]:
+               ) -> Tuple[float, float]:
+        # Separation and likelihood of a partition.
+        separation, likelihood = self._of_clusters(x, neighbors, cluster)
+        return (float(separation.sum()) / x.size(0),
+                float(likelihood.sum()) / x.size(0))
+
+    def _of_clusters(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
+                     ) -> Tuple[Tensor, Tensor]:
         # Silhouettes summed and log-likelihood, of every cluster.
         partition = Partition.of(x, cluster)
         of_sample = silhouettes(x, neighbors, partition, self.background_)
         likelihood = likelihoods(x, partition, self.background_)
         return torch.zeros_like(likelihood).index_add_(
             0, cluster, of_sample.double()), likelihood
-
-    def _scores(self, x: Tensor, neighbors: Neighbors, tree: List[Tensor],
-                base: Level) -> List[Tensor]:
-        # Both relative to the best single level, so that units cancel.
-        scores = []
-        for cluster in tree:
-            separation, likelihood = self._judge(x, neighbors, cluster)
-            scores.append(separation / max(base.separation, 1e-6) +
-                          _LIKELIHOOD * likelihood /
-                          max(base.likelihood, 1e-6))
-        return scores
