@@ -36,7 +36,7 @@ from torch_sdt.io import atomic_path
 from torch_sdt.metrics import bcubed_scores, pairwise_scores
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import locality_order, normalize_features, topk_jaccard
-from torch_sdt.ops.map_equation import ladder_csr, symmetric_csr
+from torch_sdt.ops.map_equation import table_communities
 from torch_sdt.ops.search import CellSearch, ExactSearch
 
 _EXACT = 4096
@@ -65,7 +65,7 @@ def one_pass(table):
     table = table.permute(order)
     k = (table.similarity >= .35).sum(dim=1).clamp(min=1)
     weight = topk_jaccard(table, k)
-    cluster = ladder_csr(symmetric_csr(table, weight), (1., ))[0]
+    cluster = table_communities(table, weight, 'numba')
     return cluster[order.argsort()].numpy()
 
 

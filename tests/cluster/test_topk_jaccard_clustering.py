@@ -110,7 +110,7 @@ def test_likelihood_prefers_the_truth():
     shuffled = truth[torch.randperm(truth.numel(), generator=generator)]
     alone = torch.arange(truth.numel())
     value = {name: float(
-        likelihoods(x, Partition.of(x, c), background).sum())
+        likelihoods(Partition.of(x, c), background).sum())
              for name, c in (('truth', truth), ('alone', alone),
                              ('shuffled', shuffled),
                              ('pairs', truth // 2))}

@@ -67,8 +67,7 @@ def silhouettes(x: Tensor, neighbors: Neighbors, partition: Partition,
         size.numpy(), _rivals(partition).numpy(), background.location))
 
 
-def likelihoods(x: Tensor, partition: Partition, background: Background
-                ) -> Tensor:
+def likelihoods(partition: Partition, background: Background) -> Tensor:
     r"""The log-likelihood of every cluster, over that of its samples alone.
 
     The model is two-covariance PLDA (`Brümmer and de Villiers, 2010
@@ -81,23 +80,21 @@ def likelihoods(x: Tensor, partition: Partition, background: Background
     Returns:
         torch.Tensor: float64, one value a cluster.
     """
-    cluster, size, total = partition
-    size = size.double()
-    mean = x.mean(dim=0)
-    variance = 1. - float(mean.square().sum())
+    _, size, total = partition
+    mean = total.sum(dim=0, dtype=torch.double) / size.sum()
+    length = float(mean.square().sum())
+    size, variance = size.double(), 1. - length
     if variance < 1e-6 or background.scale < 1e-6:
         return torch.zeros_like(size)
     dim = (variance / background.scale)**2
-    # Squared lengths: of the cluster means, times size, and of the samples. In
-    # parts, since both have the size of the features.
-    of_mean = torch.cat([
-        (part - many.float().view(-1, 1) * mean).square().sum(dim=1)
-        for part, many in zip(total.split(_PART), size.split(_PART))])
-    of_mean = of_mean.double() / size / variance
-    of_samples = torch.cat([(part - mean).square().sum(dim=1)
-                            for part in x.split(_PART)]).double()
-    of_samples = torch.zeros_like(size).index_add_(
-        0, cluster, of_samples / variance)
+    # Squared distances from the mean of all: of the samples, which have unit
+    # length, summed over the cluster, and of its mean, times size. In parts,
+    # since there may be as many clusters as samples.
+    dot = (total @ mean.float()).double()
+    of_samples = (size - 2 * dot + size * length) / variance
+    square = torch.cat([part.double().square().sum(dim=1)
+                        for part in total.split(_PART)])
+    of_mean = (square / size - 2 * dot + size * length) / variance
     best = torch.full_like(size, -torch.inf)
     # rho is the cosine of two images of one identity in this model.
     for rho in torch.linspace(.02, .98, 33, dtype=torch.double):

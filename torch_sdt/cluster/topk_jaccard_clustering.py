@@ -247,6 +247,6 @@ class TopKJaccardClustering(NeighborClustering):
         # Silhouettes summed and log-likelihood, of every cluster.
         partition = Partition.of(x, cluster)
         of_sample = silhouettes(x, neighbors, partition, self.background_)
-        likelihood = likelihoods(x, partition, self.background_)
+        likelihood = likelihoods(partition, self.background_)
         return torch.zeros_like(likelihood).index_add_(
             0, cluster, of_sample.double()), likelihood
