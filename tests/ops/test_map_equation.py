@@ -50,6 +50,9 @@ def random_graph(n=12, num_edges=30, seed=0):
 
 def definition(cluster, edge_index, weight, markov_time=1.):
     r"""The naive codelength of a graph that holds both directions."""
+    variable = markov_time == 'variable' or isinstance(markov_time, tuple)
+    if variable:
+        markov_time = 1. if markov_time == 'variable' else markov_time[0]
     edges, loops = {}, {}
     for i, j, w in zip(*edge_index.tolist(), weight.tolist()):
         if i == j:
@@ -57,7 +60,7 @@ def definition(cluster, edge_index, weight, markov_time=1.):
         elif i < j:
             edges[i, j] = edges.get((i, j), 0.) + w
     return naive.map_equation(cluster.tolist(), edges, cluster.numel(),
-                              markov_time, loops)
+                              markov_time, loops, variable)
 
 
 @lru_cache(maxsize=1)
@@ -102,7 +105,8 @@ def bridge(*pairs):
 
 
 @withCUDA
-@pytest.mark.parametrize('markov_time', [.3, 1., 2.])
+@pytest.mark.parametrize('markov_time', [.3, 1., 2., 'variable',
+                                         (.3, 'variable')])
 def test_map_equation(markov_time, device):
     for seed in range(4):
         edge_index, weight = random_graph(seed=seed)
@@ -143,6 +147,43 @@ def test_map_equation_is_infomaps(markov_time):
         out = map_equation(cluster, edge_index, weight,
                            markov_time=markov_time)
         assert float(out) == pytest.approx(result.codelength, abs=1e-9)
+
+
+def test_map_equation_of_variable_time_is_infomaps():
+    # Infomap counts, with each edge of a node, the neighbours before it: with
+    # the strongest nodes first that changes nothing.
+    infomap = pytest.importorskip('infomap')
+    for seed in range(3):
+        edge_index, weight = random_graph(40, 120, seed)
+        strength = torch.zeros(40, dtype=torch.double)
+        strength.index_add_(0, edge_index[0], weight)
+        edge_index = strength.argsort(descending=True).argsort()[edge_index]
+        network = infomap.Network()
+        network.add_nodes(range(40))
+        weights = {}
+        for i, j, w in zip(*edge_index.tolist(), weight.tolist()):
+            if i <= j:
+                weights[i, j] = weights.get((i, j), 0.) + w
+        for (i, j), w in sorted(weights.items()):
+            network.add_link(i, j, w)
+        result = infomap.run(network, two_level=True, seed=1, num_trials=2,
+                             flow_model='undirected',
+                             variable_markov_time=True)
+        modules = result.multilevel_modules()
+        cluster = torch.tensor([modules[i][0] for i in range(40)])
+        out = map_equation(cluster, edge_index, weight,
+                           markov_time='variable')
+        assert float(out) == pytest.approx(result.codelength, abs=1e-9)
+        assert float(map_equation(cluster, edge_index, weight)) != out
+
+
+def test_map_equation_of_variable_time_on_a_regular_graph():
+    # Where all nodes are alike, time is the same everywhere.
+    edge_index = torch.cat([cliques([4, 4]), bridge((0, 4), (1, 5), (2, 6),
+                                                    (3, 7))], dim=1)
+    cluster = torch.arange(8) // 4
+    assert float(map_equation(cluster, edge_index, markov_time='variable')
+                 ) == pytest.approx(float(map_equation(cluster, edge_index)))
 
 
 def test_map_equation_renaming_and_permutation():
@@ -221,7 +262,7 @@ def test_map_equation_gradients():
     cluster = torch.tensor([0, 0, 1, 1, 2, 2, 2, 0])
     # Ties between the two directions have no derivative; apart they do.
     weight = (weight + .3 * torch.rand(weight.numel())).requires_grad_()
-    for markov_time in [1., 2.]:
+    for markov_time in [1., 2., 'variable']:
         assert torch.autograd.gradcheck(
             lambda w, t=markov_time: map_equation(
                 cluster, edge_index, w, markov_time=t), weight)
@@ -250,7 +291,7 @@ def test_map_equation_errors():
         map_equation(cluster, edge_index, num_nodes=9)
     with pytest.raises(ValueError, match="'cluster' must have shape"):
         map_equation(cluster.view(3, 4), edge_index)
-    for time in [0, -1., float('nan'), 'variable']:
+    for time in [0, -1., float('nan'), 'fast', (0., 'variable'), None]:
         with pytest.raises(ValueError, match="'markov_time' must be a pos"):
             map_equation(cluster, edge_index, markov_time=time)
     check_graph_errors(lambda *graph: map_equation(cluster, *graph))
@@ -316,7 +357,8 @@ def partitions(n):
             yield part + [name]
 
 
-@pytest.mark.parametrize('markov_time', [.5, 1., 2.])
+@pytest.mark.parametrize('markov_time', [.5, 1., 2., 'variable',
+                                         (.5, 'variable')])
 def test_communities_against_all_partitions(markov_time, backend):
     # Never shorter than the shortest of all, and mostly that one.
     if backend == 'networkit' and markov_time != 1:
@@ -451,16 +493,43 @@ def test_communities_markov_time(backend):
                                                  markov_time=time))
 
 
-def test_communities_variable_markov_time():
-    # A ring is sparse: there time runs faster, and clusters get larger.
+@pytest.mark.parametrize('backend', ['infomap', 'numba', 'torch'])
+def test_communities_variable_markov_time(backend):
+    pytest.importorskip(backend)
     pytest.importorskip('infomap')
-    node = torch.arange(60)
-    edge_index = to_undirected(torch.stack([node, (node + 1) % 60]))
-    count = {time: int(map_equation_communities(
-        edge_index, backend='infomap', markov_time=time).max()) + 1
-        for time in [1., 'variable', (1., 'variable'), (.5, 'variable')]}
-    assert count['variable'] == count[1., 'variable']
-    assert count[.5, 'variable'] > count['variable']
+    for edge_index, weight in fuzzy():
+        count = {}
+        for time in ['variable', (1., 'variable'), (.5, 'variable')]:
+            length = {}
+            for name in {backend, 'infomap'}:
+                cluster = map_equation_communities(
+                    edge_index, weight, backend=name, markov_time=time)
+                length[name] = float(map_equation(
+                    cluster, edge_index, weight, markov_time=time))
+                if name == backend:
+                    count[time] = int(cluster.max()) + 1
+            # Infomap goes by slightly other times.
+            assert length[backend] < 1.01 * length['infomap']
+        assert count['variable'] == count[1., 'variable']
+        assert count[.5, 'variable'] > count['variable']
+
+
+@pytest.mark.parametrize('backend', ['infomap', 'numba', 'torch'])
+def test_variable_markov_time_keeps_a_sparse_community_whole(backend):
+    # A ring of forty beside dense cliques: at one time for all it is cut.
+    pytest.importorskip(backend)
+    ring = torch.arange(40)
+    edge_index = torch.cat([
+        to_undirected(torch.stack([ring, (ring + 1) % 40])),
+        cliques([30] * 4) + 40], dim=1)
+    plain, variable = (
+        map_equation_communities(edge_index, backend=backend,
+                                 markov_time=time)
+        for time in [1., 'variable'])
+    for out in (plain, variable):
+        assert torch.equal(out[40:].unique_consecutive(
+            return_counts=True)[1], torch.tensor([30] * 4))
+    assert variable[:40].unique().numel() < plain[:40].unique().numel()
 
 
 def test_communities_directed():
@@ -506,10 +575,6 @@ def test_communities_of_a_backend_that_cannot():
         for time in [2., 'variable']:
             with pytest.raises(ValueError, match='no Markov time other'):
                 map_equation_communities(edge_index, markov_time=time)
-    if torch_sdt.typing.WITH_NUMBA:
-        with pytest.raises(ValueError, match='takes a number'):
-            map_equation_communities(edge_index, backend='numba',
-                                     markov_time='variable')
 
 
 def test_networkit_keeps_its_number_of_threads():

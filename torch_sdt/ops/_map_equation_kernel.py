@@ -15,8 +15,7 @@ def _plogp(x):
 
 
 @numba.njit(cache=True)
-def _move_nodes(indptr, indices, flow, node_flow, cluster, markov_time,
-                order, min_gain):
+def _move_nodes(indptr, indices, flow, node_flow, cluster, order, min_gain):
     r"""Moves single nodes to neighbouring clusters while that shortens the
     code; changes :obj:`cluster` in place and returns the gain in bits.
     """
@@ -30,7 +29,7 @@ def _move_nodes(indptr, indices, flow, node_flow, cluster, markov_time,
         size[m] += 1
         for e in range(indptr[i], indptr[i + 1]):
             if cluster[indices[e]] != m:
-                leave[m] += flow[e] * markov_time
+                leave[m] += flow[e]
     total_leave = leave.sum()
     empty = np.empty(n, dtype=np.int64)  # free cluster names, as a stack
     num_empty = 0
@@ -56,13 +55,12 @@ def _move_nodes(indptr, indices, flow, node_flow, cluster, markov_time,
                 j = indices[e]
                 if j == i:
                     continue
-                w = flow[e] * markov_time
-                out += w
+                out += flow[e]
                 m = cluster[j]
                 if to[m] == 0.:
                     seen[num_seen] = m
                     num_seen += 1
-                to[m] += w
+                to[m] += flow[e]
             # The old cluster without i.
             old_leave = leave[old] - out + 2. * to[old]
             if size[old] == 1:
@@ -167,10 +165,10 @@ def _aggregate(indptr, indices, flow, cluster, num_clusters):
 
 
 @numba.njit(cache=True, nogil=True)
-def communities_kernel(indptr, indices, flow, node_flow, cluster,
-                       markov_time, seed):
-    r"""Clusters a graph of flows that sum to one; :obj:`cluster` is the
-    partition to start from and is changed in place.
+def communities_kernel(indptr, indices, flow, node_flow, cluster, seed):
+    r"""Clusters a graph by the flows of its edges, times their Markov time,
+    and those of its nodes, which sum to one; :obj:`cluster` is the partition
+    to start from and is changed in place.
 
     Rounds of moving nodes and then whole clusters (Louvain), and again from
     the nodes, until a round gains nothing: what clusters were merged into
@@ -180,7 +178,7 @@ def communities_kernel(indptr, indices, flow, node_flow, cluster,
     n = node_flow.size
     for _ in range(20):
         gain = _move_nodes(indptr, indices, flow, node_flow, cluster,
-                           markov_time, np.random.permutation(n), 1e-12)
+                           np.random.permutation(n), 1e-12)
         # Whole clusters, level by level.
         count = _renumber(cluster)
         level_indptr, level_indices, level_flow = _aggregate(
@@ -192,8 +190,7 @@ def communities_kernel(indptr, indices, flow, node_flow, cluster,
             level_cluster = np.arange(count)
             level_gain = _move_nodes(
                 level_indptr, level_indices, level_flow, level_node_flow,
-                level_cluster, markov_time, np.random.permutation(count),
-                1e-12)
+                level_cluster, np.random.permutation(count), 1e-12)
             gain += level_gain
             if level_gain <= 0.:
                 break

@@ -25,8 +25,8 @@ _MOVED, _ROUND_GAIN = .02, 3e-4
 
 
 class _Graph(NamedTuple):
-    # A symmetric graph without self-loops as CSR; flows of nodes include
-    # theirs.
+    # A symmetric graph without self-loops as CSR; flows of edges are times
+    # their Markov time, flows of nodes include self-loops.
     indptr: Tensor
     col: Tensor
     flow: Tensor
@@ -36,10 +36,9 @@ class _Graph(NamedTuple):
 class _Partition:
     # Clusters, and what the map equation needs of each.
 
-    def __init__(self, graph: _Graph, cluster: Tensor, markov_time: float
-                 ) -> None:
+    def __init__(self, graph: _Graph, cluster: Tensor) -> None:
         n = cluster.numel()
-        self.graph, self.markov_time = graph, markov_time
+        self.graph = graph
         self.cluster = cluster.clone()
         self.size = cluster.bincount(minlength=n)
         self.inside = graph.node_flow.new_zeros(n)
@@ -47,8 +46,7 @@ class _Partition:
         row = _expand(graph.indptr)
         leaves = cluster[row] != cluster[graph.col]
         self.leave = graph.node_flow.new_zeros(n)
-        self.leave.index_add_(0, cluster[row[leaves]],
-                              graph.flow[leaves] * markov_time)
+        self.leave.index_add_(0, cluster[row[leaves]], graph.flow[leaves])
 
     def codelength(self) -> float:
         # But for the term of the nodes, which no partition changes.
@@ -61,7 +59,7 @@ class _Partition:
                                       self.leave)
         old, flow = self.cluster[nodes], graph.node_flow[nodes]
         edge, local = _edges(graph.indptr, nodes)
-        weight = graph.flow[edge] * self.markov_time
+        weight = graph.flow[edge]
         out = torch.zeros_like(flow)
         out.index_add_(0, local, weight)
         of, to, into = _flow_into_clusters(
@@ -113,7 +111,7 @@ class _Partition:
         graph, cluster = self.graph, self.cluster
         old, flow = cluster[nodes], graph.node_flow[nodes]
         edge, local = _edges(graph.indptr, nodes)
-        other, weight = graph.col[edge], graph.flow[edge] * self.markov_time
+        other, weight = graph.col[edge], graph.flow[edge]
         moving = torch.zeros_like(cluster, dtype=torch.bool)
         moving[nodes] = True
         # The way back of an edge between two that move is in the other's row.
@@ -137,27 +135,25 @@ def communities_torch(
     row: Tensor,
     col: Tensor,
     flow: Tensor,
-    num_nodes: int,
-    markov_time: float,
+    node_flow: Tensor,
     seed: int,
 ) -> Tensor:
-    r"""Clusters a symmetric graph of flows that sum to one, its edges in the
-    order of their rows.
+    r"""Clusters a symmetric graph, its edges in the order of their rows, by
+    the flows of its edges, times their Markov time, and those of its nodes,
+    which sum to one.
     """
     generator = torch.Generator().manual_seed(seed)
-    node_flow = flow.new_zeros(num_nodes).index_add_(0, row, flow)
     graph = _graph(row, col, flow, node_flow)
-    cluster = torch.arange(num_nodes, device=col.device)
+    cluster = torch.arange(node_flow.numel(), device=col.device)
     for _ in range(_ROUNDS):
-        cluster, gain = _move_nodes(graph, cluster, markov_time, generator)
+        cluster, gain = _move_nodes(graph, cluster, generator)
         while True:
             # Whole clusters, level by level.
             cluster = cluster.unique(return_inverse=True)[1]
             level = _aggregate(graph, cluster)
             merged, more = _move_nodes(
                 level, torch.arange(level.node_flow.numel(),
-                                    device=col.device),
-                markov_time, generator)
+                                    device=col.device), generator)
             gain += more
             if more <= 0:
                 break
@@ -170,9 +166,9 @@ def communities_torch(
                                 cluster.numel())
 
 
-def _move_nodes(graph: _Graph, cluster: Tensor, markov_time: float,
-                generator: torch.Generator) -> Tuple[Tensor, float]:
-    state = _Partition(graph, cluster, markov_time)
+def _move_nodes(graph: _Graph, cluster: Tensor, generator: torch.Generator
+                ) -> Tuple[Tensor, float]:
+    state = _Partition(graph, cluster)
     start = length = state.codelength()
     n = cluster.numel()
     queued = torch.ones(n, dtype=torch.bool, device=cluster.device)

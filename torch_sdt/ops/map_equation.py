@@ -1,7 +1,7 @@
 r"""The two-level map equation: its value, and communities that minimise it."""
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,7 +23,7 @@ def map_equation(
     edge_index: Tensor,
     edge_weight: Optional[Tensor] = None,
     num_nodes: Optional[int] = None,
-    markov_time: float = 1.,
+    markov_time: MarkovTime = 1.,
 ) -> Tensor:
     r"""Codelength, in bits, of a partition of an undirected graph.
 
@@ -43,6 +43,16 @@ def map_equation(
     Markov time :math:`t` is the resolution: below 1 it favours more clusters,
     above 1 fewer. Differentiable in :obj:`edge_weight`.
 
+    *Variable* Markov time is longer where the graph is sparse (`Edler et al.,
+    2022 <https://arxiv.org/abs/2211.04287>`_). With
+    :math:`d_i = \max(2, p_i E)`, where :math:`E` counts each edge of positive
+    weight in both directions, each edge between clusters counts in
+    :math:`q_m` with a time of its own,
+
+    .. math::
+        t_{ij} = t \, \frac{\max_h \log_2 d_h}
+        {\max(\log_2 d_i, \log_2 d_j)}.
+
     Args:
         cluster (torch.Tensor): The cluster of each node, integers of any
             values, shape ``[N]``.
@@ -55,7 +65,8 @@ def map_equation(
             ``[E]``. (default: all 1)
         num_nodes (int, optional): The number of nodes :math:`N`.
             (default: :obj:`cluster.numel()`)
-        markov_time (float, optional): Markov time :math:`t`.
+        markov_time (float, str or tuple, optional): Markov time :math:`t`,
+            :obj:`"variable"`, or the pair ``(t, "variable")``.
             (default: :obj:`1.`)
 
     Returns:
@@ -69,9 +80,7 @@ def map_equation(
     if cluster.dim() != 1 or cluster.numel() != num_nodes:
         raise ValueError(f"'cluster' must have shape [{num_nodes}] (got "
                          f"{list(cluster.shape)})")
-    if isinstance(markov_time, str) or not markov_time > 0:
-        raise ValueError(f"'markov_time' must be a positive number (got "
-                         f"{markov_time!r})")
+    time, variable = _check_time(markov_time)
     weight = check_graph(edge_index, edge_weight, num_nodes).double()
     (row, col), weight = undirected(edge_index, weight, num_nodes)
     cluster = cluster.unique(return_inverse=True)[1]
@@ -82,9 +91,12 @@ def map_equation(
     if float(total.detach()) == 0:
         return total
     p = strength / total
+    flow = weight * (time / total)
+    if variable:
+        flow = flow * _local_times(p, row, col, int((weight > 0).sum()))
     leaves = cluster[row] != cluster[col]
     q = p.new_zeros(num_clusters).index_add(
-        0, cluster[row[leaves]], weight[leaves] * (markov_time / total))
+        0, cluster[row[leaves]], flow[leaves])
     inside = p.new_zeros(num_clusters).index_add(0, cluster, p)
     return (_plogp(q.sum()) - 2 * _plogp(q).sum() - _plogp(p).sum() +
             _plogp(q + inside).sum())
@@ -111,15 +123,15 @@ def map_equation_communities(
             (default: :obj:`max(edge_index) + 1`)
         backend (str, optional): :obj:`"networkit"` (its
             ``LouvainMapEquation``: fast, undirected, Markov time 1),
-            :obj:`"infomap"` (the reference: directed flow and every Markov
-            time), :obj:`"numba"` or :obj:`"torch"` (our own: undirected,
-            Markov time a number; the first on one core, the second moves
-            many nodes at once and stays on a GPU).
-            (default: :obj:`"networkit"`)
-        markov_time (float, str or tuple, optional): The resolution: a number;
-            :obj:`"variable"` for Infomap's variable Markov time, which is
-            longer where the graph is sparse; or the pair
-            ``(t, "variable")``. (default: :obj:`1.`)
+            :obj:`"infomap"` (the reference, also for directed flow),
+            :obj:`"numba"` or :obj:`"torch"` (our own, undirected; the first
+            on one core, the second moves many nodes at once and stays on a
+            GPU). (default: :obj:`"networkit"`)
+        markov_time (float, str or tuple, optional): The resolution, see
+            :meth:`map_equation`. Infomap's variable time differs from ours
+            in that, of a node's edges in the order of the input, each also
+            counts the neighbours before it in its maximum.
+            (default: :obj:`1.`)
         seed (int, optional): Same seed, same communities.
             (default: :obj:`0`)
         directed (bool, optional): If :obj:`True`, edges carry flow one way,
@@ -147,9 +159,7 @@ def map_equation_communities(
     if backend != 'torch':
         edge_index, weight = edge_index.cpu(), weight.cpu()
     if backend == 'torch':
-        assert isinstance(markov_time, (int, float))
-        cluster = _torch(edge_index, weight, num_nodes, float(markov_time),
-                         seed)
+        cluster = _torch(edge_index, weight, num_nodes, markov_time, seed)
     elif backend == 'infomap':
         cluster = _infomap(edge_index, weight, num_nodes, markov_time, seed,
                            directed)
@@ -202,7 +212,7 @@ def check_backend(backend: str, markov_time: MarkovTime = 1.,
     if backend not in BACKENDS:
         raise ValueError(f"'backend' must be one of {list(BACKENDS)} (got "
                          f"'{backend}')")
-    _infomap_time(markov_time)
+    _check_time(markov_time)
     if backend == 'networkit':
         require(torch_sdt.typing.WITH_NETWORKIT, 'map_equation_communities',
                 'networkit')
@@ -223,10 +233,6 @@ def check_backend(backend: str, markov_time: MarkovTime = 1.,
         if directed:
             raise ValueError(f"The {backend} backend is undirected; use "
                              f"backend='infomap' for directed flow")
-        if not isinstance(markov_time, (int, float)):
-            raise ValueError(f"The {backend} backend takes a number as Markov "
-                             f"time (got {markov_time!r}); use "
-                             f"backend='infomap'")
 
 
 def map_equation_ladder(
@@ -261,6 +267,9 @@ def map_equation_ladder(
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
     for markov_time in markov_times:
         check_backend('numba', markov_time)
+        if not isinstance(markov_time, (int, float)):
+            raise ValueError(f"A ladder takes numbers as Markov times (got "
+                             f"{markov_time!r})")
     weight = check_graph(edge_index, edge_weight, num_nodes).detach()
     graph = _symmetric(edge_index.cpu(), weight.double().cpu(), num_nodes)
     graph.eliminate_zeros()
@@ -276,7 +285,7 @@ def ladder_csr(graph: sp.csr_matrix, markov_times: Sequence[float],
     for markov_time in markov_times:
         if len(out) > 0:
             graph = _merged(graph, cluster)
-        cluster = _communities_csr(graph, float(markov_time), seed)
+        cluster = _communities_csr(graph, markov_time, seed)
         member = cluster[member]
         out.append(number_by_appearance(member))
     return out
@@ -385,6 +394,28 @@ def check_graph(edge_index: Tensor, edge_weight: Optional[Tensor],
             edge_weight.float())
 
 
+def _check_time(markov_time: Any) -> Tuple[float, bool]:
+    # The number, and whether time is variable.
+    time, variable = markov_time, False
+    if isinstance(markov_time, str):
+        time, variable = 1., markov_time == 'variable'
+    elif isinstance(markov_time, (tuple, list)) and len(markov_time) == 2:
+        time, variable = markov_time[0], markov_time[1] == 'variable'
+    known = variable or not isinstance(markov_time, (str, tuple, list))
+    if not known or not isinstance(time, (int, float)) or not time > 0:
+        raise ValueError(f"'markov_time' must be a positive number, "
+                         f"'variable' or the pair (number, 'variable') (got "
+                         f"{markov_time!r})")
+    return float(time), variable
+
+
+def _local_times(node_flow: Tensor, row: Tensor, col: Tensor, count: int
+                 ) -> Tensor:
+    # The factor t_ij / t of variable Markov time, with `count` edges.
+    scale = (node_flow * count).clamp(min=2).log2()
+    return scale.max() / torch.maximum(scale[row], scale[col])
+
+
 # Backends ###################################################################
 
 
@@ -395,8 +426,7 @@ def _on_matrix(graph: sp.csr_matrix, backend: str, markov_time: MarkovTime,
         return torch.arange(graph.shape[0])
     if backend == 'networkit':
         return _networkit(graph, seed)
-    assert isinstance(markov_time, (int, float))
-    return _communities_csr(graph, float(markov_time), seed)
+    return _communities_csr(graph, markov_time, seed)
 
 
 def _networkit(graph: sp.csr_matrix, seed: int) -> Tensor:
@@ -418,20 +448,6 @@ def _networkit(graph: sp.csr_matrix, seed: int) -> Tensor:
     return torch.as_tensor(np.asarray(partition.getVector(), dtype=np.int64))
 
 
-def _infomap_time(markov_time: Any) -> Dict[str, Any]:
-    time, variable = markov_time, False
-    if isinstance(markov_time, str):
-        time, variable = 1., markov_time == 'variable'
-    elif isinstance(markov_time, (tuple, list)) and len(markov_time) == 2:
-        time, variable = markov_time[0], markov_time[1] == 'variable'
-    known = variable or not isinstance(markov_time, (str, tuple, list))
-    if not known or not isinstance(time, (int, float)) or not time > 0:
-        raise ValueError(f"'markov_time' must be a positive number, "
-                         f"'variable' or the pair (number, 'variable') (got "
-                         f"{markov_time!r})")
-    return {'markov_time': float(time), 'variable_markov_time': variable}
-
-
 def _infomap(edge_index: Tensor, weight: Tensor, num_nodes: int,
              markov_time: MarkovTime, seed: int, directed: bool) -> Tensor:
     import infomap
@@ -445,12 +461,13 @@ def _infomap(edge_index: Tensor, weight: Tensor, num_nodes: int,
     # Parallel links add up.
     links = torch.cat([edge_index.double(), weight.double().view(1, -1)])
     network.add_links(np.ascontiguousarray(links.t().numpy()))
+    time, variable = _check_time(markov_time)
     result = infomap.run(
         network, two_level=True, seed=seed + 1,
         # One trial of a small graph is often poor, and five cost nothing.
         num_trials=5 if weight.numel() < 10_000 else 1,
         flow_model='directed' if directed else 'undirected',
-        **_infomap_time(markov_time))
+        markov_time=time, variable_markov_time=variable)
     # Not `result.modules()`: it crashes where infomap was imported before
     # faiss, since both share SWIG's table of types.
     modules = result.multilevel_modules()
@@ -461,18 +478,24 @@ def _infomap(edge_index: Tensor, weight: Tensor, num_nodes: int,
 
 
 def _torch(edge_index: Tensor, weight: Tensor, num_nodes: int,
-           markov_time: float, seed: int) -> Tensor:
+           markov_time: MarkovTime, seed: int) -> Tensor:
     from torch_sdt.ops._map_equation_torch import communities_torch
 
+    time, variable = _check_time(markov_time)
     (row, col), weight = undirected(edge_index, weight.double(), num_nodes)
     flow = weight / weight.sum()
-    return communities_torch(row, col, flow, num_nodes, markov_time, seed)
+    node_flow = flow.new_zeros(num_nodes).index_add_(0, row, flow)
+    flow *= time
+    if variable:
+        flow *= _local_times(node_flow, row, col, row.numel())
+    return communities_torch(row, col, flow, node_flow, seed)
 
 
-def _communities_csr(graph: sp.csr_matrix, markov_time: float, seed: int
-                     ) -> Tensor:
+def _communities_csr(graph: sp.csr_matrix, markov_time: MarkovTime,
+                     seed: int) -> Tensor:
     from torch_sdt.ops._map_equation_kernel import communities_kernel
 
+    time, variable = _check_time(markov_time)
     cluster = np.arange(graph.shape[0])
     total = graph.data.sum(dtype=np.float64)
     if total == 0:
@@ -480,8 +503,15 @@ def _communities_csr(graph: sp.csr_matrix, markov_time: float, seed: int
     flow = np.divide(graph.data, total, dtype=np.float64)
     node_flow = sp.csr_matrix((flow, graph.indices, graph.indptr),
                               graph.shape) @ np.ones(graph.shape[0])
+    flow *= time
+    if variable:
+        row = np.arange(graph.shape[0]).repeat(np.diff(graph.indptr))
+        flow *= _local_times(torch.from_numpy(node_flow),
+                             torch.from_numpy(row),
+                             torch.from_numpy(graph.indices),
+                             graph.nnz).numpy()
     communities_kernel(graph.indptr.astype(np.int64), graph.indices, flow,
-                       node_flow, cluster, markov_time, seed)
+                       node_flow, cluster, seed)
     return torch.from_numpy(cluster)
 
 

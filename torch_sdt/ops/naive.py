@@ -143,25 +143,34 @@ def diff_attention(query: Tensor, key: Tensor, value: Tensor,
 
 def map_equation(cluster: Sequence[int], edges: Dict[Tuple[int, int], float],
                  num_nodes: int, markov_time: float = 1.,
-                 self_loops: Optional[Dict[int, float]] = None) -> float:
+                 self_loops: Optional[Dict[int, float]] = None,
+                 variable: bool = False) -> float:
     r"""Two-level codelength, in bits, of an undirected weighted graph.
 
     :obj:`edges` holds each unordered pair once. A self-loop counts once in
-    its node's strength.
+    its node's strength. :obj:`variable` Markov time is longer for edges among
+    nodes of low degree.
     """
+    self_loops = self_loops or {}
     strength = [0.] * num_nodes
-    cut = {m: 0. for m in cluster}
     for (i, j), w in edges.items():
         strength[i] += w
         strength[j] += w
-        if cluster[i] != cluster[j]:
-            cut[cluster[i]] += w
-            cut[cluster[j]] += w
-    for i, w in (self_loops or {}).items():
+    for i, w in self_loops.items():
         strength[i] += w
     total = sum(strength)
     if total == 0:
         return 0.
+    count = sum(2 for w in edges.values() if w > 0) + sum(
+        1 for w in self_loops.values() if w > 0)
+    scale = [log2(max(s / total * count, 2.)) for s in strength]
+    cut = {m: 0. for m in cluster}
+    for (i, j), w in edges.items():
+        if cluster[i] != cluster[j]:
+            if variable:
+                w *= max(scale) / max(scale[i], scale[j])
+            cut[cluster[i]] += w
+            cut[cluster[j]] += w
 
     def plogp(p: float) -> float:
         return p * log2(p) if p > 0 else 0.
