@@ -2,7 +2,6 @@
 # process of its own.
 import multiprocessing
 import os
-import sys
 import threading
 import time
 import warnings
@@ -12,6 +11,7 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 import torch
+from _memory import forget_peak, memory
 
 from torch_sdt import cluster
 from torch_sdt.cluster.edges import mean_fscore
@@ -142,7 +142,7 @@ def run_method(name, path, seed, epochs, threads=None):
             row[f'{kind}_{what}'] = f'{100 * value:.2f}'
     row.update(nmi=f'{scores.nmi:.4f}', fit_seconds=f'{fit_seconds:.1f}',
                predict_seconds=f'{predict_seconds:.2f}',
-               peak_mb=f"{(memory('VmHWM') - before) / 1024:.0f}",
+               peak_mb=f"{memory('VmHWM') - before:.0f}",
                parameters=parameters, setting=setting, error='')
     return row, hard_clusters(x, y, labels)
 
@@ -164,24 +164,6 @@ def _follow(parent):
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def memory(what):
-    r"""In KiB, of this process: ``VmRSS`` now, ``VmHWM`` at most; not a number
-    where the system does not say (only Linux does).
-    """
-    if sys.platform != 'linux':
-        return float('nan')
-    with open('/proc/self/status') as f:
-        return next(int(line.split()[1]) for line in f
-                    if line.startswith(f'{what}:'))
-
-
-def forget_peak():
-    r"""Lets ``VmHWM`` start anew: importing takes more than some methods."""
-    if sys.platform == 'linux':
-        with open('/proc/self/clear_refs', 'w') as f:
-            f.write('5')
 
 
 def build(method, seed, **more):

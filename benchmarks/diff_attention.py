@@ -41,6 +41,7 @@ import sys
 import time
 
 import torch
+from _memory import forget_peak, memory
 from torch_geometric.nn import GATv2Conv, TransformerConv
 
 from torch_sdt.io import atomic_path
@@ -166,12 +167,6 @@ def time_of(part):
             for name, (_, work) in layers.items()}
 
 
-def resident(key):
-    with open('/proc/self/status') as f:
-        line = next(line for line in f if line.startswith(key))
-    return int(line.split()[1]) / 1024
-
-
 def memory_of(part, name):
     command = [sys.executable, *sys.argv, '--measure', part, name]
     out = subprocess.run(command, check=True, text=True,
@@ -184,11 +179,10 @@ def measure(part, name):
     # What the libraries themselves take, on the first of all calls.
     small = torch.randn(64, 64, requires_grad=True)
     (small @ small).sum().backward()
-    with open('/proc/self/clear_refs', 'w') as f:
-        f.write('5')  # the highest size so far is the present one
-    before = resident('VmRSS')
+    forget_peak()
+    before = memory('VmRSS')
     call(layers[name][0], x)
-    return resident('VmHWM') - before
+    return memory('VmHWM') - before
 
 
 # The machine's limits ########################################################
@@ -233,7 +227,7 @@ def main():
     rows = []
     for part, (_, reference) in PARTS.items():
         results = time_of(part)
-        memory = {name: memory_of(part, name) for name in results}
+        extra = {name: memory_of(part, name) for name in results}
         for name, ((forward, total), work) in results.items():
             work = work or {}
             least = [amount / limit[kind] for kind, amount in work.items()]
@@ -244,8 +238,8 @@ def main():
                 'forward_seconds': f'{forward:.3f}',
                 'seconds': f'{total:.3f}',
                 'ratio': f'{total / results[reference][0][1]:.2f}',
-                'memory_mib': f'{memory[name]:.0f}',
-                'memory_ratio': f'{memory[name] / memory[reference]:.2f}',
+                'memory_mib': f'{extra[name]:.0f}',
+                'memory_ratio': f'{extra[name] / extra[reference]:.2f}',
                 'gigaflop': f"{work['flops'] / 1e9:.1f}"
                 if 'flops' in work else '',
                 'gigabytes': f"{work['bytes'] / 1e9:.1f}"

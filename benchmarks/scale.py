@@ -27,8 +27,9 @@ import time
 
 import numpy as np
 import torch
-from _compare import alone, forget_peak, memory
+from _compare import alone
 from _learned import RESULTS, Rows
+from _memory import forget_peak, memory
 
 from torch_sdt import TopKJaccardClustering
 from torch_sdt.datasets import SyntheticFaces
@@ -104,7 +105,7 @@ def measure(n, field, exact, k=80):
 
     def stage(name, seconds, **more):
         rows.append({'n': n, 'stage': name, 'seconds': f'{seconds:.2f}',
-                     'peak_mb': f"{memory('VmHWM') / 1024:.0f}", **more})
+                     'peak_mb': f"{memory('VmHWM'):.0f}", **more})
         print(*rows[-1].values(), flush=True)
 
     x, seconds = timed(lambda: normalize_features(faces.x, center=True))

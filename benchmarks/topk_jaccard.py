@@ -35,6 +35,7 @@ import time
 import numpy as np
 import scipy.sparse as sp
 import torch
+from _memory import forget_peak, memory
 
 import torch_sdt.typing
 from torch_sdt.datasets import SyntheticFaces
@@ -80,12 +81,6 @@ def scipy_jaccard(neighbors, rows=1000):
     return torch.from_numpy(out)
 
 
-def resident(key):
-    with open('/proc/self/status') as f:
-        line = next(line for line in f if line.startswith(key))
-    return 1024 * int(line.split()[1])
-
-
 def measure(name):
     torch.set_num_threads(args.threads)
     torch_sdt.typing.WITH_NUMBA = name == 'numba'
@@ -97,16 +92,15 @@ def measure(name):
     few = (few + torch.arange(args.k)) % 500
     function(Neighbors(few, torch.ones(few.shape)))
 
-    with open('/proc/self/clear_refs', 'w') as f:
-        f.write('5')  # the highest size so far is the present one
-    before = resident('VmRSS')
+    forget_peak()
+    before = memory('VmRSS')
     times = []
     while len(times) < args.repeats and sum(times) < 60:
         start = time.perf_counter()
         out = function(neighbors)
         times.append(time.perf_counter() - start)
         if len(times) == 1:
-            extra = resident('VmHWM') - before
+            extra = 2**20 * (memory('VmHWM') - before)
     np.save(osp.join(args.folder, f'{name}.npy'), out.numpy())
     return {'seconds': min(times), 'extra': extra}
 
