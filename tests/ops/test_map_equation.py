@@ -230,6 +230,19 @@ def test_map_equation_of_self_loops():
     assert float(out) == pytest.approx(1.5 - 1.)
 
 
+def test_map_equation_is_no_sum_over_components():
+    # A path of six alone is best cut in half; four of them are best whole,
+    # since every way out of a cluster is longer to name. So components cannot
+    # be clustered apart.
+    path = torch.tensor([[0, 1, 2, 3, 4], [1, 2, 3, 4, 5]])
+    for copies, cut in [(1, True), (4, False)]:
+        edge_index = torch.cat([path + 6 * i for i in range(copies)], dim=1)
+        node = torch.arange(6 * copies)
+        halves, whole = (float(map_equation(node // size, edge_index))
+                         for size in (3, 6))
+        assert (halves < whole) == cut
+
+
 def test_map_equation_symmetrises_by_the_larger_weight():
     edge_index, weight = random_graph(12, 40)
     cluster = torch.randint(0, 4, (12, ), generator=generator())
