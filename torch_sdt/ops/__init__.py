@@ -5,6 +5,7 @@ from .density_peaks import DensityPeaks, density_peaks
 from .diff_attention import diff_attention, topk_edge_mask
 from .early_stop import early_stop
 from .edge_probability import edge_probability
+from .grouped_linear import grouped_linear
 from .jaccard import topk_jaccard, topk_jaccard_csr
 from .knn import knn
 from .local_scaling import local_scaling
@@ -45,6 +46,7 @@ __all__ = [
     'reverse_values',
     'diff_attention',
     'topk_edge_mask',
+    'grouped_linear',
     'connected_components',
     'size_constrained_components',
     'density_peaks',

@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from torch_sdt.ops.grouped_linear import grouped_linear
+
 
 class MixtureOfExperts(torch.nn.Module):
     r"""A feed-forward block made of experts, of which each token takes a few.
@@ -82,11 +84,10 @@ class MixtureOfExperts(torch.nn.Module):
         share = count.float() / max(expert.numel(), 1)
         self.balance_loss = self.experts * (share * score.mean(dim=0)).sum()
 
-        parts = []
-        for e, rows in enumerate(token[source].split(count.tolist())):
-            hidden = F.gelu(F.linear(rows, self.weight1[e], self.bias1[e]))
-            parts.append(F.linear(hidden, self.weight2[e], self.bias2[e]))
-        routed = torch.cat(parts)
+        sizes = count.tolist()
+        hidden = F.gelu(grouped_linear(token[source], self.weight1,
+                                       self.bias1, sizes))
+        routed = grouped_linear(hidden, self.weight2, self.bias2, sizes)
         routed = routed * gate.flatten()[order].unsqueeze(1).to(routed.dtype)
         out = torch.zeros_like(token, dtype=routed.dtype)
         return out.index_add(0, source, routed).view(x.shape)
