@@ -17,7 +17,8 @@ and its crash loses no other row (`--no-isolate` runs all in this one). Goes on
 where it stopped. Writes `<out>.csv`, `<out>.md` (with published figures in
 columns of their own), `<out>.png` (F against time), and of identities in five
 bins by size and by sparsity `<out>_hard.csv` and `<out>_hard.png`;
-`--readme README.md` puts the table between the marks of that file.
+`--readme README.md` puts the two F of all data sets between the marks of that
+file.
 """
 import argparse
 import os
@@ -181,13 +182,43 @@ def cell(column, **key):
 
 def table(data):
     head = ['Method', *COLUMNS, 'Published F_P', 'Published F_B']
-    lines = [head, ['---'] + ['--:'] * (len(head) - 1)]
-    for name in shown(data):
-        published = ['' if value is None else f'{value:.1f}'
-                     for value in METHODS[name].published]
-        lines.append([name, *(cell(column, data=data, method=name)
-                              for column in COLUMNS.values()), *published])
-    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+    return markdown(head, [
+        [name, *(cell(column, data=data, method=name)
+                 for column in COLUMNS.values()), *published(name)]
+        for name in shown(data)])
+
+
+def summary(data):
+    r"""Both F of every method on every data set."""
+    head = ['Method', *(f'{name}, {seeds(name)}' for name in data),
+            'Published F_P', 'Published F_B']
+    lines = []
+    for method in METHODS:
+        if any(method in shown(name) for name in data):
+            scores = [both_f(name, method) if method in shown(name) else ''
+                      for name in data]
+            lines.append([method, *scores, *published(method)])
+    return markdown(head, lines)
+
+
+def both_f(data, method):
+    return ' / '.join(cell(column, data=data, method=method)
+                      for column in ('pairwise_fscore', 'bcubed_fscore'))
+
+
+def published(method):
+    return ['' if value is None else f'{value:.1f}'
+            for value in METHODS[method].published]
+
+
+def markdown(head, lines):
+    return '\n'.join('| ' + ' | '.join(line) + ' |' for line in [
+        head, ['---'] + ['--:'] * (len(head) - 1), *lines])
+
+
+def seeds(data):
+    count = len({row['seed'] for row in rows.rows if row['data'] == data})
+    return f'{count} seed{"s" * (count > 1)}'
 
 
 def agreement(data):
@@ -204,17 +235,14 @@ def agreement(data):
 
 def report():
     data = list(dict.fromkeys(row['data'] for row in rows.rows))
-    parts = []
-    for name in data:
-        seeds = len({row['seed'] for row in rows.rows if row['data'] == name})
-        parts.append(f'**{name}** ({seeds} seed{"s" * (seeds > 1)}; '
-                     f'published: MS1M 584K, other data)\n\n{table(name)}\n'
-                     f'{agreement(name)}')
-    text = '\n'.join(parts)
+    short = f'F_P / F_B in percent\n\n{summary(data)}\n'
+    text = '\n'.join([short] + [
+        f'**{name}** ({seeds(name)}; published: MS1M 584K, other data)\n\n'
+        f'{table(name)}\n{agreement(name)}' for name in data])
     with atomic_path(f'{args.out}.md') as tmp, open(tmp, 'w') as f:
         f.write(text)
     if args.readme is not None:
-        between(args.readme, text)
+        between(args.readme, short)
     plot(data)
     plot_hard(data)
     print(text)
