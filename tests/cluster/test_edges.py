@@ -55,7 +55,7 @@ def definition(neighbors, trust, verdict, rule):
                         w = max(p, v)
                     elif v < 1 - rule.eta:
                         w = 0.
-            out[i, r] = w if w >= rule.threshold else 0.
+            out[i, r] = w**rule.power if w >= rule.threshold else 0.
     return out
 
 
@@ -64,7 +64,8 @@ def definition(neighbors, trust, verdict, rule):
 @pytest.mark.parametrize('kwargs', [
     {}, {'threshold': 0.}, {'threshold': .3, 'beta': 2.},
     {'threshold': .1, 'eta': .7, 'margin': 1},
-    {'threshold': 0., 'eta': .9, 'margin': 0}])
+    {'threshold': 0., 'eta': .9, 'margin': 0},
+    {'threshold': .3, 'power': 4.}])
 def test_weights(merge, kwargs, device):
     neighbors, trust, verdict = world(device=device)
     rule = EdgeRule(merge, **kwargs)
@@ -222,6 +223,31 @@ def test_choose_rule_returns_the_best_of_all():
     assert rule in times | {first}
     assert score == module.mean_fscore(y, edges.cluster(rule, seed=1).numpy())
     assert score >= best and (rule == first) == (score == best)
+
+
+def test_choose_rule_among_powers():
+    pytest.importorskip('numba')
+    edges, y = Edges(*world()), np.arange(N) % 6
+    plain, score = choose_rule(edges, y)
+    assert plain.power == 1.
+    rule, other = choose_rule(edges, y, powers=(4., ))
+    assert rule.power == 4.
+    assert other == module.mean_fscore(y, edges.cluster(rule).numpy())
+    # Of equals the first.
+    both = choose_rule(edges, y, powers=(1., 4.))
+    assert both[1] >= max(score, other) - .02
+    edges, y = planted(.15, .25)
+    assert choose_rule(edges, y, powers=(4., 1.))[0].power == 4.
+
+
+def test_a_power_outweighs_many_doubtful_edges():
+    # Two cliques of five, every pair across in doubt at .4.
+    pytest.importorskip('numba')
+    edges, y = planted(.4, .9, num=2)
+    found = [edges.cluster(EdgeRule('verdict', threshold=.2, power=power))
+             for power in (1., 4.)]
+    assert found[0].unique().numel() == 1
+    assert np.array_equal(found[1].numpy(), y)
 
 
 def test_choose_rule_by_the_rows_that_are_scored():

@@ -211,6 +211,7 @@ def test_variants(tmp_path, predictor, attention):
 @pytest.mark.parametrize('kwargs', [
     {'experts': 3}, {'experts': 2, 'attention': 'vanilla'},
     {'tokens': 'feature'}, {'merge': 'jaccard'}, {'merge': 'boundary'},
+    {'power': 2.}, {'power': None},
     {'center': True}, {'precision': 'bf16-mixed'}, {'epochs': 2,
                                                      'patience': 1},
     {'model_args': {**SMALL, 'lambda_form': 'reparam', 'mask': 'logits',
@@ -228,6 +229,8 @@ def test_other_arguments(tmp_path, kwargs):
     assert np.array_equal(loaded.predict(other), labels)
     if 'merge' in kwargs:
         assert model.rule_.merge == kwargs['merge']
+    power = kwargs.get('power', 1.)
+    assert model.rule_.power in ({1., 4.} if power is None else {power})
 
 
 @pytest.mark.parametrize('size,parameters', [('small', 128), ('base', 256)])
@@ -575,6 +578,7 @@ def test_exploding_is_an_error(tmp_path, monkeypatch):
     ({'tokens': 'pixels'}, "'tokens' must be .*'pixels'"),
     ({'size': 'large'}, "'size' must be .*'small', 'base'.*'large'"),
     ({'merge': 'median'}, "'merge' must be .*'boundary'.*'median'"),
+    ({'power': 0.}, "'power' must be positive .got 0.0"),
     ({'val_share': 0.}, "'val_share' must be between 0 and 1 .got 0.0"),
     ({'val_share': 1.}, "'val_share' must be between 0 and 1 .got 1.0"),
     ({'experts': 0}, "'experts' must be at least 1 .got 0"),

@@ -39,6 +39,8 @@ class EdgeRule(NamedTuple):
         markov_time (float): The resolution of the map equation.
         eta (float): The :math:`\eta` of :obj:`"boundary"`.
         margin (int): Its margin.
+        power (float): What remains is raised to this power, so that sure
+            edges outweigh many doubtful ones.
     """
     merge: str = 'mean'
     beta: float = .7
@@ -46,6 +48,7 @@ class EdgeRule(NamedTuple):
     markov_time: float = 1.
     eta: float = .6
     margin: int = 10
+    power: float = 1.
 
 
 class Edges:
@@ -106,7 +109,8 @@ class Edges:
         else:
             raise ValueError(f"'merge' must be one of {list(MERGES)} (got "
                              f"'{rule.merge}')")
-        return weight.masked_fill(weight < rule.threshold, 0.)
+        weight = weight.masked_fill(weight < rule.threshold, 0.)
+        return weight if rule.power == 1 else weight**rule.power
 
     def cluster(self, rule: EdgeRule, backend: str = 'numba', seed: int = 0
                 ) -> Tensor:
@@ -132,8 +136,8 @@ class Edges:
         return weight.masked_fill(near & (verdict < 1 - rule.eta), 0.)
 
 
-# What choose_rule tries: every threshold of every merge and beta first, then
-# other Markov times of the best.
+# What choose_rule tries: every threshold of every merge, beta and power first,
+# then other Markov times of the best.
 _BETAS = (.5, .7, 1.)
 _THRESHOLDS = {
     'jaccard': (0., .1, .2, .3, .4, .5),
@@ -142,17 +146,20 @@ _THRESHOLDS = {
     'boundary': (0., .2, .4),
 }
 _ETAS = (.6, .8)
+POWERS = (1., 4.)
 _MARKOV_TIMES = (.7, 1.5, 2.)
 
 
-def rules(merges: Sequence[str] = DEFAULT_MERGES) -> List[EdgeRule]:
+def rules(merges: Sequence[str] = DEFAULT_MERGES,
+          powers: Sequence[float] = (1., )) -> List[EdgeRule]:
     r"""The rules that :meth:`choose_rule` compares at Markov time 1."""
     out = []
     for merge in merges:
         betas = _BETAS if merge != 'verdict' else (EdgeRule().beta, )
         etas = _ETAS if merge == 'boundary' else (EdgeRule().eta, )
-        out += [EdgeRule(merge, beta, threshold, eta=eta) for beta in betas
-                for eta in etas for threshold in _THRESHOLDS[merge]]
+        out += [EdgeRule(merge, beta, threshold, eta=eta, power=power)
+                for power in powers for beta in betas for eta in etas
+                for threshold in _THRESHOLDS[merge]]
     return out
 
 
@@ -163,6 +170,7 @@ def choose_rule(
     merges: Sequence[str] = DEFAULT_MERGES,
     seed: int = 0,
     verbose: bool = False,
+    powers: Sequence[float] = (1., ),
 ) -> Tuple[EdgeRule, float]:
     r"""The rule whose clusters score best on labelled samples.
 
@@ -176,6 +184,8 @@ def choose_rule(
         seed (int, optional): Seed of the map equation. (default: :obj:`0`)
         verbose (bool, optional): If :obj:`True`, shows a progress bar.
             (default: :obj:`False`)
+        powers (sequence of float, optional): Which powers to try.
+            (default: 1 alone)
 
     Returns:
         (EdgeRule, float): The best rule, the first of equals, and its score,
@@ -184,7 +194,7 @@ def choose_rule(
     if edges.verdict is None and tuple(merges) == DEFAULT_MERGES:
         merges = ('jaccard', )
     best, best_score = EdgeRule(), -1.
-    first = rules(merges)
+    first = rules(merges, powers)
     with progress(len(first) + len(_MARKOV_TIMES), 'edge rule', verbose,
                   'rules') as bar:
         for stage in range(2):

@@ -11,6 +11,7 @@ from torch_sdt.cluster._arguments import check_known
 from torch_sdt.cluster.edges import (
     DEFAULT_MERGES,
     MERGES,
+    POWERS,
     EdgeRule,
     Edges,
     choose_rule,
@@ -138,7 +139,7 @@ class SDTClustering(TrainedClustering):
     """
     _rule = EdgeRule
     _networks = ('predictor', 'transformer')
-    _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge')
+    _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge', 'power')
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ class SDTClustering(TrainedClustering):
         size: str = 'small',
         model_args: Optional[Dict[str, Any]] = None,
         merge: Optional[str] = None,
+        power: Optional[float] = 1.,
         epochs: Optional[int] = None,
         lr: float = 1e-3,
         batch_size: int = 128,
@@ -174,6 +176,7 @@ class SDTClustering(TrainedClustering):
         self.size = size
         self.model_args = model_args
         self.merge = merge
+        self.power = power
         self.epochs = epochs
         self.lr = lr
         self.batch_size = batch_size
@@ -229,6 +232,8 @@ class SDTClustering(TrainedClustering):
                              or self.predictor != 'rank'):
             raise ValueError("'augment' needs tokens='relation' and "
                              "predictor='rank'")
+        if self.power is not None and not self.power > 0:
+            raise ValueError(f"'power' must be positive (got {self.power})")
         if self.experts < 1:
             raise ValueError(f"'experts' must be at least 1 (got "
                              f"{self.experts})")
@@ -316,8 +321,9 @@ class SDTClustering(TrainedClustering):
     def _best_rule(self, measured: Edges, y: np.ndarray, scored: np.ndarray
                    ) -> Tuple[EdgeRule, float]:
         merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
+        powers = POWERS if self.power is None else (self.power, )
         return choose_rule(measured, y, scored, merges, self.seed,
-                           self.verbose)
+                           self.verbose, powers)
 
     def _partition(self, measured: Edges, rule: EdgeRule) -> Tensor:
         return measured.cluster(rule, seed=self.seed)
