@@ -6,12 +6,8 @@ import pytest
 import torch
 
 import torch_sdt.typing
+from torch_sdt.cluster import PairCls
 from torch_sdt.cluster.edges import mean_fscore
-from torch_sdt.cluster.pair_cls import (
-    PairCls,
-    neighbor_context,
-    rank_weighted_density,
-)
 from torch_sdt.cluster.trained import Cut
 from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.neighbors import Neighbors
@@ -19,7 +15,9 @@ from torch_sdt.ops import (
     connected_components,
     density_peaks,
     ndde,
+    neighbor_context,
     normalize_features,
+    rank_weighted_density,
     tpdi,
 )
 
@@ -62,59 +60,6 @@ def renumbered(labels):
     _, first, inverse = np.unique(labels, return_index=True,
                                   return_inverse=True)
     return first.argsort().argsort()[inverse]
-
-
-# Density ####################################################################
-
-
-def test_rank_weighted_density():
-    similarity = torch.tensor([[1., .9, .5, .1], [1., .6, .6, .6],
-                               [1., .4, 0., -.2], [1., .8, .8, .8]])
-    index = (torch.arange(4).view(-1, 1) + torch.arange(4)) % 4
-    density = rank_weighted_density(Neighbors(index, similarity))
-    # Weights 3, 2, 1 of 6.
-    expected = [(2.7 + 1. + .1) / 6, .6, (1.2 - .2) / 6, .8]
-    assert torch.allclose(density, torch.tensor(expected))
-    # The mean cosine of all would have the first below the second.
-    assert float(density[0]) > float(density[1])
-
-
-def test_rank_weighted_density_of_nobody():
-    table = Neighbors(torch.arange(3).view(-1, 1), torch.ones(3, 1))
-    assert rank_weighted_density(table).tolist() == [0, 0, 0]
-
-
-# Context ####################################################################
-
-
-def features(k=6):
-    x = normalize_features(torch.randn(
-        300, 5, generator=torch.Generator().manual_seed(0)))
-    return Neighbors.search(x, k), x
-
-
-@pytest.mark.parametrize('sharpness', [0., 3., 10.])
-def test_neighbor_context(sharpness):
-    table, x = features()
-    context = neighbor_context(table, x, sharpness)
-    # Of the first block and of the second.
-    for i in (0, 100, 299):
-        near = table.index[i, 1:].tolist()
-        weight = [float(torch.exp(sharpness * x[i] @ x[h])) for h in near]
-        expected = sum(w * x[h] for w, h in zip(weight, near)) / sum(weight)
-        assert torch.allclose(context[i], expected, atol=1e-5)
-
-
-def test_neighbor_context_at_its_limits():
-    table, x = features()
-    # From the mean of all to the nearest.
-    assert torch.allclose(neighbor_context(table, x, 0.),
-                          x[table.index[:, 1:]].mean(dim=1), atol=1e-5)
-    assert torch.allclose(neighbor_context(table, x, 1e6),
-                          x[table.index[:, 1]], atol=1e-2)
-    # Nobody around leaves nothing.
-    alone = neighbor_context(table.truncate(1), x)
-    assert alone.shape == x.shape and bool((alone == 0).all())
 
 
 # Pairs ######################################################################

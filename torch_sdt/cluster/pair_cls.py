@@ -13,6 +13,8 @@ from torch_sdt.nn.models.pair_classifier import PAIRS, PairClassifier
 from torch_sdt.ops.components import connected_components
 from torch_sdt.ops.density_peaks import density_peaks
 from torch_sdt.ops.ndde import ndde, tpdi
+from torch_sdt.ops.neighbor_context import neighbor_context
+from torch_sdt.ops.rank_weighted_density import rank_weighted_density
 from torch_sdt.training import infer
 
 # Width of the classifier.
@@ -21,56 +23,6 @@ DENSITIES = ('rank', 'ndde')
 DISTANCES = ('cosine', 'tpdi')
 # Pairs to train on, how often one is shown, and from how many neighbours.
 _PAIRS, _SHOWN, _NEAREST = 100_000, 300_000, 40
-_ROWS = 256
-
-
-def rank_weighted_density(neighbors: Neighbors) -> Tensor:
-    r"""Cosines of a sample's neighbours, the nearer the more weight.
-
-    .. math::
-        \rho_i = \frac{\sum_{r=1}^{K-1} (K - r) \, a_{ir}}
-        {\sum_{r=1}^{K-1} (K - r)},
-
-    where :math:`a_{ir}` is the cosine of the neighbour at rank :math:`r`.
-
-    Args:
-        neighbors (Neighbors): The table, shape ``[N, K]``.
-
-    Returns:
-        torch.Tensor: :math:`\rho`, float32, shape ``[N]``; 0 where there is
-        nobody but the sample itself.
-    """
-    similarity = neighbors.similarity
-    weight = torch.arange(neighbors.k - 1, 0, -1, device=similarity.device)
-    weight = weight / weight.sum().clamp(min=1)
-    return (similarity[:, 1:] * weight).sum(dim=1)
-
-
-def neighbor_context(neighbors: Neighbors, x: Tensor, sharpness: float = 10.
-                     ) -> Tensor:
-    r"""The mean of a sample's neighbours, the more similar the more weight.
-
-    .. math::
-        \mathbf{c}_i = \sum_{h \in \mathcal{N}_i \setminus i} w_{ih}
-        \mathbf{x}_h, \qquad w_{ih} = \frac{\exp(s \, a_{ih})}
-        {\sum_{h' \in \mathcal{N}_i \setminus i} \exp(s \, a_{ih'})},
-
-    with cosines :math:`a`.
-
-    Args:
-        neighbors (Neighbors): The table, shape ``[N, K]``.
-        x (torch.Tensor): Features, shape ``[N, D]``.
-        sharpness (float, optional): The :math:`s`: 0 for the plain mean.
-            (default: :obj:`10.`)
-
-    Returns:
-        torch.Tensor: :math:`\mathbf{c}`, shape ``[N, D]``; 0 where there is
-        nobody but the sample itself.
-    """
-    weight = torch.softmax(sharpness * neighbors.similarity[:, 1:], dim=1)
-    return torch.cat([
-        (weight[rows].unsqueeze(1) @ x[neighbors.index[rows, 1:]]).squeeze(1)
-        for rows in torch.arange(x.size(0), device=x.device).split(_ROWS)])
 
 
 class PairCls(TrainedClustering):
@@ -78,10 +30,10 @@ class PairCls(TrainedClustering):
     <https://arxiv.org/abs/2205.13117>`_.
 
     1. Each sample has a density, the cosines of its neighbours weighted by
-       rank (:meth:`~torch_sdt.cluster.pair_cls.rank_weighted_density`), and
+       rank (:meth:`~torch_sdt.ops.rank_weighted_density`), and
        forms one pair: with its nearest denser neighbour.
     2. The context of a sample is a weighted mean of its neighbours
-       (:meth:`~torch_sdt.cluster.pair_cls.neighbor_context`).
+       (:meth:`~torch_sdt.ops.neighbor_context`).
        :class:`~torch_sdt.nn.PairClassifier` says of each pair, by features
        and contexts of both, how likely they are of one identity. It is
        trained on pairs of a sample and one of its 40 nearest neighbours, one

@@ -16,6 +16,7 @@ from .map_equation import (
     map_equation_ladder,
 )
 from .ndde import ndde, tpdi, transition_probability
+from .neighbor_context import neighbor_context
 from .node_intimacy import node_intimacy
 from .normalize import normalize_features
 from .proposals import (
@@ -25,6 +26,7 @@ from .proposals import (
     proposal_overlap,
     super_vertices,
 )
+from .rank_weighted_density import rank_weighted_density
 from .reverse import reverse_values
 from .structure_space import structure_space
 from .subgraph import subgraph_values
@@ -60,6 +62,8 @@ __all__ = [
     'map_equation_ladder',
     'early_stop',
     'node_intimacy',
+    'neighbor_context',
+    'rank_weighted_density',
     'Proposals',
     'cluster_proposals',
     'proposal_overlap',
