@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_sdt.io import atomic_path
+from torch_sdt.typing import Devices
 
 PathLike = Union[str, 'os.PathLike[str]']
 # What reading a damaged archive raises: RuntimeError for flipped flags that
@@ -59,7 +60,7 @@ class Neighbors:
         k: Optional[int] = None,
         index: str = 'auto',
         center: bool = False,
-        device: Optional[Union[str, torch.device]] = None,
+        device: Optional[Devices] = None,
         seed: int = 0,
         verbose: bool = False,
     ) -> Neighbors:
@@ -75,7 +76,8 @@ class Neighbors:
                 (default: :obj:`"auto"`)
             center (bool, optional): If :obj:`True`, the mean feature is
                 removed first. (default: :obj:`False`)
-            device (str or torch.device, optional): Where to search.
+            device (str, torch.device or sequence, optional): Where to
+                search, see :meth:`torch_sdt.ops.knn`.
                 (default: that of :obj:`x`)
             seed (int, optional): Seed of an approximate index.
                 (default: :obj:`0`)
@@ -99,7 +101,7 @@ class Neighbors:
         x: Tensor,
         k: int,
         index: str = 'auto',
-        device: Optional[Union[str, torch.device]] = None,
+        device: Optional[Devices] = None,
         seed: int = 0,
         verbose: bool = False,
         recall: Optional[float] = None,

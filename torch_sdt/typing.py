@@ -6,9 +6,10 @@ of them: faiss and infomap share a type table that breaks when they are loaded
 in the wrong order.
 """
 from importlib.util import find_spec
-from typing import Union
+from typing import Sequence, Union
 
 import numpy as np
+import torch
 from torch import Tensor
 
 WITH_FAISS = find_spec('faiss') is not None
@@ -21,6 +22,9 @@ WITH_FINCH = find_spec('finch') is not None
 WITH_MATPLOTLIB = find_spec('matplotlib') is not None
 
 ArrayLike = Union[np.ndarray, Tensor]
+Device = Union[str, torch.device]
+# One, or several that share the work.
+Devices = Union[Device, Sequence[Device]]
 
 
 def require(available: bool, what: str, package: str) -> None:

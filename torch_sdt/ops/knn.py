@@ -15,9 +15,10 @@ from torch_sdt.ops.search import (
     ExactSearch,
     FaissSearch,
     Search,
+    ShardedSearch,
     TorchClusterSearch,
 )
-from torch_sdt.typing import require
+from torch_sdt.typing import Devices, require
 
 # Below this size an exact search costs minutes at most.
 _EXACT_BELOW = 150_000
@@ -32,7 +33,7 @@ def knn(
     x: Union[np.ndarray, Tensor],
     k: int,
     index: str = 'auto',
-    device: Optional[Union[str, torch.device]] = None,
+    device: Optional[Devices] = None,
     seed: int = 0,
     recall: float = RECALL,
 ) -> Neighbors:
@@ -56,8 +57,9 @@ def knn(
             :obj:`"torch"` and :obj:`"torch_cluster"` choose those backends;
             :obj:`"auto"` is :obj:`"flat"` up to 150,000 samples and
             :obj:`"cells"` beyond. (default: :obj:`"auto"`)
-        device (str or torch.device, optional): Where to search.
-            (default: that of :obj:`x`)
+        device (str, torch.device or sequence, optional): Where to search;
+            several devices share the blocks of a search in torch, each with
+            a copy of all features. (default: that of :obj:`x`)
         seed (int, optional): Seed of an approximate index's training.
             (default: :obj:`0`)
         recall (float, optional): Of :obj:`"cells"`, the share of neighbours
@@ -87,7 +89,7 @@ def knn_blocks(
     x: Tensor,
     k: int,
     index: str = 'auto',
-    device: Optional[Union[str, torch.device]] = None,
+    device: Optional[Devices] = None,
     seed: int = 0,
     recall: float = RECALL,
 ) -> KNNBlocks:
@@ -105,8 +107,15 @@ def knn_blocks(
                          f"{n} (got {k})")
     if not 0 < recall <= 1:
         raise ValueError(f"'recall' must be in (0, 1] (got {recall})")
-    x = x.to(device) if device is not None else x
-    return KNNBlocks(x, int(k), _index(x, int(k), index, seed, recall))
+    devices = [x.device] if device is None else (
+        [device] if isinstance(device, (str, torch.device)) else list(device))
+    if len(devices) == 0:
+        raise ValueError("'device' must name at least one device (got none)")
+    x = x.to(devices[0])
+    search = _index(x, int(k), index, seed, recall, len(devices) > 1)
+    if len(devices) > 1:
+        search = ShardedSearch(search, devices)
+    return KNNBlocks(x, int(k), search)
 
 
 class KNNBlocks:
@@ -188,16 +197,21 @@ def _rank(similarity: Tensor, index: Tensor) -> Tuple[Tensor, Tensor]:
     return similarity, index.gather(1, order)
 
 
-def _index(x: Tensor, k: int, index: str, seed: int, recall: float
-           ) -> Search:
+def _index(x: Tensor, k: int, index: str, seed: int, recall: float,
+           several: bool) -> Search:
     if not isinstance(index, str):
         raise ValueError(f"'index' must be a string (got {index!r})")
     if index == 'auto':
         index = 'flat' if x.size(0) <= _EXACT_BELOW else 'cells'
     if index == 'cells':
         return CellSearch(x, k, recall, seed)
-    if index == 'torch' or (index == 'flat' and not _faiss_serves(x)):
+    if index == 'torch' or (index == 'flat' and (
+            several or not _faiss_serves(x))):
         return ExactSearch(x)
+    if several:
+        raise ValueError(f"Several devices share a search in torch only: "
+                         f"'index' must be 'auto', 'flat', 'cells' or 'torch' "
+                         f"(got '{index}')")
     if index == 'torch_cluster':
         require(torch_sdt.typing.WITH_TORCH_CLUSTER, 'knn', 'torch-cluster')
         return TorchClusterSearch(x)

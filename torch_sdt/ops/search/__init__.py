@@ -3,6 +3,7 @@ from .cell_search import CellSearch
 from .exact_search import ExactSearch
 from .faiss_search import FaissSearch
 from .search import Search
+from .sharded_search import ShardedSearch
 from .torch_cluster_search import TorchClusterSearch
 
 __all__ = [
@@ -11,4 +12,5 @@ __all__ = [
     'CellSearch',
     'FaissSearch',
     'TorchClusterSearch',
+    'ShardedSearch',
 ]
