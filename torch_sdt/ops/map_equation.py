@@ -1,6 +1,7 @@
 r"""The two-level map equation: its value, and communities that minimise it."""
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -267,7 +268,7 @@ def map_equation_ladder(
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
     for markov_time in markov_times:
         check_backend('numba', markov_time)
-        if not isinstance(markov_time, (int, float)):
+        if not isinstance(markov_time, Real):
             raise ValueError(f"A ladder takes numbers as Markov times (got "
                              f"{markov_time!r})")
     weight = check_graph(edge_index, edge_weight, num_nodes).detach()
@@ -402,7 +403,7 @@ def _check_time(markov_time: Any) -> Tuple[float, bool]:
     elif isinstance(markov_time, (tuple, list)) and len(markov_time) == 2:
         time, variable = markov_time[0], markov_time[1] == 'variable'
     known = variable or not isinstance(markov_time, (str, tuple, list))
-    if not known or not isinstance(time, (int, float)) or not time > 0:
+    if not known or not isinstance(time, Real) or not float(time) > 0:
         raise ValueError(f"'markov_time' must be a positive number, "
                          f"'variable' or the pair (number, 'variable') (got "
                          f"{markov_time!r})")
