@@ -258,9 +258,14 @@ def between(path, text, mark='compare'):
 
 
 def plot(data):
-    fig, axes = plt.subplots(1, len(data), figsize=(7.5 * len(data), 6),
-                             squeeze=False, layout='constrained')
-    for ax, name in zip(axes[0], data):
+    columns = min(len(data), 2)
+    lines = -(-len(data) // columns)
+    fig, axes = plt.subplots(lines, columns, squeeze=False,
+                             figsize=(7.5 * columns, 5.5 * lines),
+                             layout='constrained')
+    for ax in axes.flat[len(data):]:
+        ax.set_axis_off()
+    for ax, name in zip(axes.flat, data):
         for method in shown(name):
             key = dict(data=name, method=method, error='')
             seconds = (rows.mean('fit_seconds', **key)[0] +
@@ -299,12 +304,12 @@ def plot_hard(data):
             ax.locator_params(axis='x', integer=True)
     axes[0, 1].legend(frameon=False, fontsize=6, loc='upper left',
                       bbox_to_anchor=(1, 1))
-    save(fig, f'{args.out}_hard.png')
+    save(fig, f'{args.out}_hard.png', dpi=70)
 
 
-def save(fig, path):
+def save(fig, path, dpi=120):
     with atomic_path(path) as tmp:
-        fig.savefig(tmp, dpi=120, format='png')
+        fig.savefig(tmp, dpi=dpi, format='png')
     plt.close(fig)
 
 
