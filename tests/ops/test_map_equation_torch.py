@@ -28,23 +28,23 @@ def faces(n=1500):
     return (*table.to_edge_index(weight, weight > 0), data.y)
 
 
-def graph_of(edge_index, weight, n):
+def graph_of(edge_index, weight, n, markov_time=1.):
     (row, col), weight = undirected(edge_index, weight.double(), n)
     flow = weight / weight.sum()
     node_flow = torch.zeros(n, dtype=torch.double).index_add_(0, row, flow)
-    return module._graph(row, col, flow, node_flow)
+    return module._graph(row, col, flow * markov_time, node_flow)
 
 
 def test_moves_keep_the_books():
     edge_index, weight, y = faces()
-    graph = graph_of(edge_index, weight, y.size)
-    state = module._Partition(graph, torch.arange(y.size), 1.3)
+    graph = graph_of(edge_index, weight, y.size, 1.3)
+    state = module._Partition(graph, torch.arange(y.size))
     before = state.codelength()
     generator = torch.Generator().manual_seed(0)
     for part in torch.randperm(y.size, generator=generator).chunk(5):
         moved = state.move(part, 1e-12)
         assert bool(torch.isin(moved, part).all()) and moved.numel() > 0
-        fresh = module._Partition(graph, state.cluster, 1.3)
+        fresh = module._Partition(graph, state.cluster)
         assert torch.equal(state.size, fresh.size)
         assert torch.allclose(state.inside, fresh.inside, atol=1e-12)
         assert torch.allclose(state.leave, fresh.leave, atol=1e-12)
@@ -56,25 +56,25 @@ def test_a_node_moves_for_what_it_says():
     edge_index, weight, y = faces()
     graph = graph_of(edge_index, weight, y.size)
     start = torch.from_numpy(y) % 40
-    state = module._Partition(graph, start, 1.)
+    state = module._Partition(graph, start)
     for node in range(0, y.size, 300):
-        state = module._Partition(graph, start, 1.)
+        state = module._Partition(graph, start)
         state.move(torch.tensor([node]), 1e-12)
         best = state.codelength()
         for cluster in [*range(40), 1499]:
             other = start.clone()
             other[node] = cluster
-            length = module._Partition(graph, other, 1.).codelength()
+            length = module._Partition(graph, other).codelength()
             assert length >= best - 1e-12
 
 
 def test_codelength():
     edge_index, weight, y = faces()
-    graph = graph_of(edge_index, weight, y.size)
+    graph = graph_of(edge_index, weight, y.size, 2.)
     p = graph.node_flow
     nodes = -float((p * p.log2()).nan_to_num().sum())
     for cluster in (torch.from_numpy(y), torch.arange(y.size) % 50):
-        length = module._Partition(graph, cluster, 2.).codelength()
+        length = module._Partition(graph, cluster).codelength()
         assert length + nodes == pytest.approx(float(map_equation(
             cluster, edge_index, weight, markov_time=2.)), abs=1e-9)
 
@@ -102,8 +102,8 @@ def test_aggregate_keeps_the_codelength():
     level = module._aggregate(graph, cluster)
     count = int(cluster.max()) + 1
     coarse = torch.arange(count) // 3
-    assert module._Partition(level, coarse, 1.).codelength() == pytest.approx(
-        module._Partition(graph, coarse[cluster], 1.).codelength())
+    assert module._Partition(level, coarse).codelength() == pytest.approx(
+        module._Partition(graph, coarse[cluster]).codelength())
 
 
 @withCUDA

@@ -104,6 +104,9 @@ class SDTClustering(TrainedClustering):
         merge (str, optional): One of :class:`~torch_sdt.cluster.EdgeRule`'s
             merges. (default: whichever is best, without the paper's
             :obj:`"boundary"`)
+        power (float, optional): The power of
+            :class:`~torch_sdt.cluster.EdgeRule`; :obj:`None` takes 1 or 4,
+            whichever is best. (default: :obj:`1`)
         epochs (int, optional): Passes of each training. (default: as many as
             show 40,000 subgraphs, at most 10)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
