@@ -192,13 +192,12 @@ def summary(data):
     r"""Both F of every method on every data set."""
     head = ['Method', *(f'{name}, {seeds(name)}' for name in data),
             'Published F_P', 'Published F_B']
-    lines = []
-    for method in METHODS:
-        if any(method in shown(name) for name in data):
-            scores = [both_f(name, method) if method in shown(name) else ''
-                      for name in data]
-            lines.append([method, *scores, *published(method)])
-    return markdown(head, lines)
+    ran = {name: shown(name) for name in data}
+    return markdown(head, [
+        [method, *(both_f(name, method) if method in ran[name] else ''
+                   for name in data), *published(method)]
+        for method in METHODS if any(method in names for names in ran.values())
+    ])
 
 
 def both_f(data, method):

@@ -81,20 +81,16 @@ def map_equation(
     if cluster.dim() != 1 or cluster.numel() != num_nodes:
         raise ValueError(f"'cluster' must have shape [{num_nodes}] (got "
                          f"{list(cluster.shape)})")
-    time, variable = _check_time(markov_time)
+    _check_time(markov_time)
     weight = check_graph(edge_index, edge_weight, num_nodes).double()
     (row, col), weight = undirected(edge_index, weight, num_nodes)
     cluster = cluster.unique(return_inverse=True)[1]
     num_clusters = int(cluster.max()) + 1 if num_nodes > 0 else 0
 
-    strength = weight.new_zeros(num_nodes).index_add(0, row, weight)
-    total = strength.sum()
+    total = weight.sum()
     if float(total.detach()) == 0:
         return total
-    p = strength / total
-    flow = weight * (time / total)
-    if variable:
-        flow = flow * _local_times(p, row, col, int((weight > 0).sum()))
+    p, flow = _flows(row, col, weight, num_nodes, markov_time)
     leaves = cluster[row] != cluster[col]
     q = p.new_zeros(num_clusters).index_add(
         0, cluster[row[leaves]], flow[leaves])
@@ -410,6 +406,19 @@ def _check_time(markov_time: Any) -> Tuple[float, bool]:
     return float(time), variable
 
 
+def _flows(row: Tensor, col: Tensor, weight: Tensor, num_nodes: int,
+           markov_time: MarkovTime) -> Tuple[Tensor, Tensor]:
+    # Of the nodes, p, and of the edges, times their Markov time.
+    time, variable = _check_time(markov_time)
+    flow = weight / weight.sum()
+    node_flow = flow.new_zeros(num_nodes).index_add(0, row, flow)
+    flow = flow * time
+    if variable:
+        count = int((weight > 0).sum())
+        flow = flow * _local_times(node_flow, row, col, count)
+    return node_flow, flow
+
+
 def _local_times(node_flow: Tensor, row: Tensor, col: Tensor, count: int
                  ) -> Tensor:
     # The factor t_ij / t of variable Markov time, with `count` edges.
@@ -482,13 +491,8 @@ def _torch(edge_index: Tensor, weight: Tensor, num_nodes: int,
            markov_time: MarkovTime, seed: int) -> Tensor:
     from torch_sdt.ops._map_equation_torch import communities_torch
 
-    time, variable = _check_time(markov_time)
     (row, col), weight = undirected(edge_index, weight.double(), num_nodes)
-    flow = weight / weight.sum()
-    node_flow = flow.new_zeros(num_nodes).index_add_(0, row, flow)
-    flow *= time
-    if variable:
-        flow *= _local_times(node_flow, row, col, row.numel())
+    node_flow, flow = _flows(row, col, weight, num_nodes, markov_time)
     return communities_torch(row, col, flow, node_flow, seed)
 
 
