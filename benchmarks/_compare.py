@@ -92,9 +92,6 @@ METHODS = {
     'FC-ESER': Method('FCESER', published=(95.28, None)),
     'SDT': Method('SDTClustering', published=(95.46, None)),
     'MoE-SDT': Method('SDTClustering', {'experts': 4}),
-    'SDT, power chosen': Method('SDTClustering', {'power': None}, more=True),
-    'MoE-SDT, power chosen': Method(
-        'SDTClustering', {'experts': 4, 'power': None}, more=True),
 }
 METHODS = {name: method for name, method in METHODS.items()
            if hasattr(cluster, method.estimator)}

@@ -229,7 +229,7 @@ def test_choose_rule_returns_the_best_of_all(powers):
 def test_choose_rule_among_powers():
     pytest.importorskip('numba')
     edges, y = Edges(*world()), np.arange(N) % 6
-    assert choose_rule(edges, y)[0].power == 1.
+    assert choose_rule(edges, y, powers=(1., ))[0].power == 1.
     rule, score = choose_rule(edges, y, powers=(4., ))
     assert rule.power == 4.
     assert score == module.mean_fscore(y, edges.cluster(rule).numpy())

@@ -73,7 +73,7 @@ class AdaNETS(TrainedClustering):
             filter and 512 in the GCN as published, or :obj:`"small"`, 64 and
             128. (default: :obj:`"small"`)
         epochs (int, optional): Passes of each training. (default: as many as
-            show 40,000 samples, at most 10)
+            show 40,000 samples, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Samples in a batch; published are 1,024
             for the filter and 1 for the GCN. (default: :obj:`32`)

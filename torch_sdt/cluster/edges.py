@@ -18,6 +18,7 @@ from torch_sdt.progress import progress
 MERGES = ('jaccard', 'verdict', 'mean', 'boundary')
 # The paper's, 'boundary', is there to be compared with.
 DEFAULT_MERGES = MERGES[:3]
+DEFAULT_POWERS = (1., 4.)
 
 
 class EdgeRule(NamedTuple):
@@ -146,12 +147,11 @@ _THRESHOLDS = {
     'boundary': (0., .2, .4),
 }
 _ETAS = (.6, .8)
-POWERS = (1., 4.)
 _MARKOV_TIMES = (.7, 1.5, 2.)
 
 
 def rules(merges: Sequence[str] = DEFAULT_MERGES,
-          powers: Sequence[float] = (1., )) -> List[EdgeRule]:
+          powers: Sequence[float] = DEFAULT_POWERS) -> List[EdgeRule]:
     r"""The rules that :meth:`choose_rule` compares at Markov time 1."""
     out = []
     for merge in merges:
@@ -170,7 +170,7 @@ def choose_rule(
     merges: Sequence[str] = DEFAULT_MERGES,
     seed: int = 0,
     verbose: bool = False,
-    powers: Sequence[float] = (1., ),
+    powers: Sequence[float] = DEFAULT_POWERS,
 ) -> Tuple[EdgeRule, float]:
     r"""The rule whose clusters score best on labelled samples.
 
@@ -185,7 +185,7 @@ def choose_rule(
         verbose (bool, optional): If :obj:`True`, shows a progress bar.
             (default: :obj:`False`)
         powers (sequence of float, optional): Which powers to try.
-            (default: 1 alone)
+            (default: 1 and 4)
 
     Returns:
         (EdgeRule, float): The best rule, the first of equals, and its score,

@@ -57,7 +57,7 @@ class NDDeTPDi(TrainedClustering):
             :obj:`"base"`, 256 as published for features of that dimension.
             (default: :obj:`"small"`)
         epochs (int, optional): Passes of the training. (default: as many as
-            show 40,000 samples, at most 10)
+            show 40,000 samples, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Samples in a batch.
             (default: :obj:`128`)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch_sdt.cluster._arguments import check_known
 from torch_sdt.cluster.edges import (
     DEFAULT_MERGES,
+    DEFAULT_POWERS,
     MERGES,
-    POWERS,
     EdgeRule,
     Edges,
     choose_rule,
@@ -105,10 +105,10 @@ class SDTClustering(TrainedClustering):
             merges. (default: whichever is best, without the paper's
             :obj:`"boundary"`)
         power (float, optional): The power of
-            :class:`~torch_sdt.cluster.EdgeRule`; :obj:`None` takes 1 or 4,
-            whichever is best. (default: :obj:`1`)
+            :class:`~torch_sdt.cluster.EdgeRule`. (default: 1 or 4, whichever
+            is best)
         epochs (int, optional): Passes of each training. (default: as many as
-            show 40,000 subgraphs, at most 10)
+            show 40,000 subgraphs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Subgraphs in a batch.
             (default: :obj:`128`)
@@ -156,7 +156,7 @@ class SDTClustering(TrainedClustering):
         size: str = 'small',
         model_args: Optional[Dict[str, Any]] = None,
         merge: Optional[str] = None,
-        power: Optional[float] = 1.,
+        power: Optional[float] = None,
         epochs: Optional[int] = None,
         lr: float = 1e-3,
         batch_size: int = 128,
@@ -324,7 +324,7 @@ class SDTClustering(TrainedClustering):
     def _best_rule(self, measured: Edges, y: np.ndarray, scored: np.ndarray
                    ) -> Tuple[EdgeRule, float]:
         merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
-        powers = POWERS if self.power is None else (self.power, )
+        powers = DEFAULT_POWERS if self.power is None else (self.power, )
         return choose_rule(measured, y, scored, merges, self.seed,
                            self.verbose, powers)
 

@@ -38,7 +38,7 @@ from torch_sdt.typing import ArrayLike
 Self = TypeVar('Self', bound='TrainedClustering')
 
 # Training shows a network this many items unless told otherwise.
-_SHOWN, _MOST_EPOCHS = 40_000, 10
+_SHOWN, _MOST_EPOCHS = 40_000, 25
 # Items on which an epoch is validated, at most.
 _VALIDATED = 4_000
 # Samples on which the rule is chosen, at most.
