@@ -20,10 +20,6 @@ def table(n=40, k=7):
     return knn(features(n), k)
 
 
-def on(neighbors, device):
-    return Neighbors(*(part.to(device) for part in neighbors))
-
-
 def equal(one, other):
     return (torch.equal(one.index, other.index) and
             torch.equal(one.similarity, other.similarity))
@@ -33,10 +29,10 @@ def equal(one, other):
 def test_permute(device):
     x = features()
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
-    permuted = on(knn(x, 7), device).permute(order.to(device))
-    assert equal(permuted, on(knn(x[order], 7), device))
+    permuted = knn(x, 7).to(device).permute(order.to(device))
+    assert equal(permuted, knn(x[order], 7).to(device))
     assert equal(permuted.permute(order.argsort().to(device)),
-                 on(knn(x, 7), device))
+                 knn(x, 7).to(device))
 
 
 def test_neighbors():
@@ -57,7 +53,7 @@ def test_neighbors_build(device):
     x = features()
     out = Neighbors.build(x.to(device), 7)
     assert out.index.device == out.similarity.device == device
-    assert equal(on(out, 'cpu'), knn(x, 7)) or device.type == 'cuda'
+    assert equal(out.to('cpu'), knn(x, 7)) or device.type == 'cuda'
     out.validate(40)
     # Searched elsewhere, it comes back to where the features are.
     assert Neighbors.build(x, 7, device=device).index.device == x.device
@@ -119,7 +115,7 @@ def changed(row, rank, index=None, similarity=None):
 
 @withCUDA
 def test_neighbors_validate(device):
-    neighbors = on(table(), device)
+    neighbors = table().to(device)
     assert neighbors.validate() is neighbors
     assert neighbors.validate(40) is neighbors
     # Equal similarities are in order.
@@ -174,6 +170,13 @@ def test_neighbors_validate_form():
                       ).validate()
 
 
+@withCUDA
+def test_neighbors_to(device):
+    there = table().to(device)
+    assert there.index.device == there.similarity.device == device
+    assert equal(there.to('cpu'), table())
+
+
 def test_neighbors_truncate():
     neighbors = table()
     for k in [1, 3, 7]:
@@ -189,7 +192,7 @@ def test_neighbors_truncate():
 
 @withCUDA
 def test_neighbors_to_edge_index(device):
-    neighbors = on(table(), device)
+    neighbors = table().to(device)
     edge_index, weight = neighbors.to_edge_index()
     assert edge_index.shape == (2, 40 * 6) and weight.shape == (40 * 6, )
     assert edge_index.device == weight.device == device
@@ -278,7 +281,7 @@ def pair(neighbors, dtype=np.float64):
 @withCUDA
 def test_neighbors_save(path, device):
     neighbors = table()
-    on(neighbors, device).save(path)
+    neighbors.to(device).save(path)
     # Not one bit is lost.
     assert equal(Neighbors.load(path), neighbors)
     assert equal(Neighbors.load(str(path), num_nodes=40), neighbors)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_sdt.io import atomic_path
-from torch_sdt.typing import Devices
+from torch_sdt.typing import Device, Devices
 
 PathLike = Union[str, 'os.PathLike[str]']
 # What reading a damaged archive raises: RuntimeError for flipped flags that
@@ -185,6 +185,14 @@ class Neighbors:
             _raise_at((cos[:, 1:] > cos[:, :-1]).any(dim=1), start,
                       "is not in descending order of similarity")
         return self
+
+    def to(self, device: Device) -> Neighbors:
+        r"""The same table on another device.
+
+        Args:
+            device (str or torch.device): Where to.
+        """
+        return Neighbors(self.index.to(device), self.similarity.to(device))
 
     def truncate(self, k: int) -> Neighbors:
         r"""The table of each row's first :obj:`k` neighbours.

@@ -2,8 +2,11 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
+from torch_geometric.testing import withCUDA
 
 from torch_sdt.ops import connected_components, size_constrained_components
+from torch_sdt.ops.components import _by_least_node
+from torch_sdt.ops.map_equation import number_by_appearance
 
 
 def random_graph(n=60, edges=50, seed=0):
@@ -29,6 +32,35 @@ def test_components_are_networkx_ones(seed):
         map(frozenset, nx.connected_components(graph)))
     first = np.unique(cluster, return_index=True)[1]
     assert np.all(np.diff(first) > 0)
+
+
+@pytest.mark.parametrize('n,edges', [(1, 0), (5, 0), (60, 50), (300, 320),
+                                     (300, 2000)])
+def test_both_ways_to_components_agree(n, edges):
+    # The one for GPUs works on any device.
+    for seed in range(5):
+        edge_index, _ = random_graph(n, edges, seed)
+        assert torch.equal(
+            number_by_appearance(_by_least_node(edge_index, n)),
+            connected_components(edge_index, n))
+
+
+def test_components_of_a_long_path():
+    # A path whose nodes are numbered at random, and one in two pieces.
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(0))
+    path = torch.stack([order[:-1], order[1:]])
+    assert _by_least_node(path, 1000).unique().tolist() == [0]
+    path = torch.cat([path[:, :400], path[:, 401:]], dim=1)
+    assert as_sets(_by_least_node(path, 1000).numpy()) == {
+        frozenset(part.tolist()) for part in (order[:401], order[401:])}
+
+
+@withCUDA
+def test_components_on_any_device(device):
+    edge_index, _ = random_graph()
+    out = connected_components(edge_index.to(device), 60)
+    assert out.device == device
+    assert torch.equal(out.cpu(), connected_components(edge_index, 60))
 
 
 def test_components_of_little():

@@ -113,11 +113,15 @@ class Edges:
         weight = weight.masked_fill(weight < rule.threshold, 0.)
         return weight if rule.power == 1 else weight**rule.power
 
-    def cluster(self, rule: EdgeRule, backend: str = 'numba', seed: int = 0
-                ) -> Tensor:
+    def cluster(self, rule: EdgeRule, backend: Optional[str] = None,
+                seed: int = 0) -> Tensor:
         r"""The clusters of the map equation on the edges of a rule, int64,
-        shape ``[N]``.
+        shape ``[N]``; by :obj:`"numba"` on a CPU and by :obj:`"torch"`
+        elsewhere, unless another :obj:`backend` is named.
         """
+        if backend is None:
+            on_gpu = self.neighbors.index.is_cuda
+            backend = 'torch' if on_gpu else 'numba'
         return table_communities(self.neighbors, self.weight(rule), backend,
                                  rule.markov_time, seed)
 

@@ -149,9 +149,7 @@ class TopKJaccardClustering(NeighborClustering):
 
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
         self.background_ = estimate_background(x, self.seed)
-        x = x.cpu()
-        neighbors = Neighbors(neighbors.index.cpu(),
-                              neighbors.similarity.cpu())
+        x, neighbors = x.cpu(), neighbors.to('cpu')
         # Partitions are found on the table in an order that suits the cache.
         order = locality_order(neighbors)
         place = order.argsort()

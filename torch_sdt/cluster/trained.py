@@ -272,9 +272,8 @@ class TrainedClustering(BaseEstimator):
                                          self.seed, self.verbose,
                                          workdir=workdir)
         else:
-            neighbors = neighbors.truncate(min(width, neighbors.k))
-            neighbors = Neighbors(neighbors.index.to(x.device),
-                                  neighbors.similarity.to(x.device))
+            neighbors = neighbors.truncate(min(width, neighbors.k)).to(
+                x.device)
         location, scale = estimate_background(x, self.seed)
         return Table(x, neighbors, (location, max(scale, 1e-6)))
 

@@ -31,12 +31,32 @@ def connected_components(
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
     if num_nodes == 0:
         return edge_index.new_empty(0)
-    row, col = edge_index.cpu().numpy()
+    find = _by_least_node if edge_index.is_cuda else _by_search
+    return number_by_appearance(find(edge_index, num_nodes))
+
+
+def _by_search(edge_index: Tensor, num_nodes: int) -> Tensor:
+    row, col = edge_index.numpy()
     graph = coo_array((np.ones(row.size, dtype=bool), (row, col)),
                       (num_nodes, num_nodes))
-    label = _components(graph, directed=False)[1].astype(np.int64)
-    cluster = number_by_appearance(torch.from_numpy(label))
-    return cluster.to(edge_index.device)
+    return torch.from_numpy(
+        _components(graph, directed=False)[1].astype(np.int64))
+
+
+def _by_least_node(edge_index: Tensor, num_nodes: int) -> Tensor:
+    # Every node points to the least node that it knows of. What an end of an
+    # edge points to, learns of what the other end points to; then pointers
+    # are followed to their ends.
+    row, col = edge_index
+    node = torch.arange(num_nodes, device=row.device)
+    while True:
+        least = node.scatter_reduce(0, node[row], node[col], 'amin')
+        least = least.scatter_reduce(0, node[col], node[row], 'amin')
+        while not torch.equal(least, least[least]):
+            least = least[least]
+        if torch.equal(least, node):
+            return node
+        node = least
 
 
 def size_constrained_components(
