@@ -30,6 +30,10 @@ arithmetic of projections and maps at the rate of a large matrix product; for
 from memory in order, and nothing else.
 
     python benchmarks/diff_attention.py
+
+On a GPU, in float32 or bfloat16, where memory is that of the tensors:
+
+    python benchmarks/diff_attention.py --device cuda --bf16 --out gpu.csv
 """
 import argparse
 import csv
@@ -60,11 +64,14 @@ parser.add_argument('--heads', type=int, default=4)
 parser.add_argument('--k', type=int, default=10)
 parser.add_argument('--seed', type=int, default=0)
 parser.add_argument('--repeats', type=int, default=7)
+parser.add_argument('--device', default='cpu')
+parser.add_argument('--bf16', action='store_true')
 parser.add_argument('--threads', type=int, default=os.cpu_count())
 parser.add_argument('--out', default=osp.join(RESULTS, 'diff_attention.csv'))
 parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
 args = parser.parse_args()
 size = args.width // args.heads
+on_gpu = args.device != 'cpu'
 
 
 def batch_layers():
@@ -132,16 +139,25 @@ PARTS = {'batch': (batch_layers, 'MultiheadAttention'),
 def layers_of(part):
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    return PARTS[part][0]()
+    # On a GPU everything is made there.
+    with torch.device(args.device):
+        return PARTS[part][0]()
+
+
+def now():
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def call(layer, x):
     x.grad = None
-    start = time.perf_counter()
-    out = layer()
-    middle = time.perf_counter()
+    start = now()
+    with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
+        out = layer()
+    middle = now()
     out.backward(torch.ones_like(out))
-    return middle - start, time.perf_counter() - start
+    return middle - start, now() - start
 
 
 def check(part, layers):
@@ -157,14 +173,24 @@ def check(part, layers):
 
 def time_of(part):
     x, layers = layers_of(part)
-    check(part, layers)
+    if not on_gpu:
+        check(part, layers)
     times = {name: [] for name in layers}
+    extra = {name: device_memory(layer, x)
+             for name, (layer, _) in layers.items()} if on_gpu else None
     # The first round warms up.
     for _ in range(args.repeats + 1):
         for name, (layer, _) in layers.items():
             times[name].append(call(layer, x))
     return {name: ([min(values) for values in zip(*times[name][1:])], work)
-            for name, (_, work) in layers.items()}
+            for name, (_, work) in layers.items()}, extra
+
+
+def device_memory(layer, x):
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call(layer, x)
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def memory_of(part, name):
@@ -190,16 +216,20 @@ def measure(part, name):
 def rate(function, work, repeats=5):
     times = []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start = now()
         function()
-        times.append(time.perf_counter() - start)
+        times.append(now() - start)
     return work / min(times)
 
 
 def limits():
-    a, b = torch.randn(2, 2048, 2048)
-    data = torch.ones(2**28)  # a gibibyte, which no cache holds
-    return {'flops': rate(lambda: a @ b, 2 * 2048**3),
+    side = 8192 if on_gpu else 2048
+    a, b = torch.randn(2, side, side, device=args.device)
+    if args.bf16:
+        a, b = a.bfloat16(), b.bfloat16()
+    # A gibibyte, which no cache holds.
+    data = torch.ones(2**28, device=args.device)
+    return {'flops': rate(lambda: a @ b, 2 * side**3),
             'bytes': rate(data.sum, 4 * data.numel())}
 
 
@@ -221,13 +251,17 @@ def traffic(maps, num_edges):
     return {'bytes': 4 * args.width * (forward + backward) * num_edges}
 
 
+def name_of_device():
+    return torch.cuda.get_device_name() if on_gpu else 'cpu'
+
+
 def main():
     torch.set_num_threads(args.threads)
     limit = limits()
     rows = []
     for part, (_, reference) in PARTS.items():
-        results = time_of(part)
-        extra = {name: memory_of(part, name) for name in results}
+        results, extra = time_of(part)
+        extra = extra or {name: memory_of(part, name) for name in results}
         for name, ((forward, total), work) in results.items():
             work = work or {}
             least = [amount / limit[kind] for kind, amount in work.items()]
@@ -235,6 +269,8 @@ def main():
                 'part': part,
                 'layer': name,
                 'threads': args.threads,
+                'device': name_of_device(),
+                'bf16': args.bf16,
                 'forward_seconds': f'{forward:.3f}',
                 'seconds': f'{total:.3f}',
                 'ratio': f'{total / results[reference][0][1]:.2f}',

@@ -6,8 +6,9 @@ Both networks of size small (and base, with `--sizes`) on tables of growing N,
 random features of 256 dimensions, K = 80: nodes per second and bytes of memory
 per node beyond table and features, which should not grow with N. The limit
 beside it: the time that the networks' multiplications alone would take at the
-rate at which this machine multiplies two 1024 x 1024 matrices. On a GPU with
-`--device cuda`, bf16 and `torch.compile` with `--bf16 --compile`. Writes
+rate at which this machine multiplies two 1024 x 1024 matrices (8192 x 8192 on a
+GPU). On a GPU with `--device cuda --batch-size 4096`, bf16 and `torch.compile`
+with `--bf16 --compile`. Writes
 benchmarks/results/inference.csv.
 """
 import argparse
@@ -37,6 +38,7 @@ parser.add_argument('--nodes', type=int, default=4_000,
                     help='of which the networks run on so many')
 parser.add_argument('--sizes', nargs='*', default=['small'])
 parser.add_argument('--k', type=int, default=80)
+parser.add_argument('--batch-size', type=int, default=128)
 parser.add_argument('--device', default='cpu')
 parser.add_argument('--bf16', action='store_true')
 parser.add_argument('--compile', action='store_true')
@@ -45,7 +47,8 @@ args = parser.parse_args()
 
 
 def matrix_rate():
-    a = torch.randn(1024, 1024, device=args.device)
+    size = 1024 if args.device == 'cpu' else 8192
+    a = torch.randn(size, size, device=args.device)
     if args.bf16:
         a = a.bfloat16()
     best = float('inf')
@@ -55,7 +58,7 @@ def matrix_rate():
         if a.is_cuda:
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
-    return 2 * 1024**3 / best
+    return 2 * size**3 / best
 
 
 def flops(k, relations, width, ffn, layers):
@@ -91,8 +94,9 @@ def run(n, size):
     trust = torch.rand(n, args.k, device=args.device)
     k = torch.full((n, ), 40, device=args.device)
     loaders = [
-        NeighborSubgraphs(neighbors, x, nodes=nodes),
-        NeighborSubgraphs(neighbors, x, nodes=nodes, relations=[trust], k=k)]
+        NeighborSubgraphs(neighbors, x, args.batch_size, nodes=nodes),
+        NeighborSubgraphs(neighbors, x, args.batch_size, nodes=nodes,
+                          relations=[trust], k=k)]
     precision = 'bf16-mixed' if args.bf16 else '32-true'
     seconds = []
     for repeat in range(3):  # The first warms up.
@@ -129,4 +133,5 @@ for size in args.sizes:
             torch.cuda.get_device_name())
         rows.add(device=name, threads=torch.get_num_threads(), size=size,
                  num_nodes=n, bf16=args.bf16, compile=args.compile,
+                 batch_size=args.batch_size,
                  **run(n, size))
