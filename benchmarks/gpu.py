@@ -27,6 +27,7 @@ import torch
 from _learned import RESULTS, Rows
 
 from torch_sdt import SDTClustering
+from torch_sdt.cluster.sdt_clustering import Measured
 from torch_sdt.datasets.synthetic_faces import _People
 from torch_sdt.metrics import bcubed_scores, pairwise_scores
 from torch_sdt.neighbors import Neighbors
@@ -221,7 +222,8 @@ def trained(x, table, y, n):
     stage(n, 'trained: Top-K', seconds)
     edges, seconds = timed(model._edges, table, trust)
     stage(n, 'trained: SDT', seconds)
-    labels, seconds = timed(edges.cluster, model.rule_)
+    labels, seconds = timed(model._partition, Measured(table, edges),
+                            model.rule_)
     stage(n, 'trained: edges and map equation', seconds, y=y, labels=labels)
 
 

@@ -211,6 +211,7 @@ def test_variants(tmp_path, predictor, attention):
 @pytest.mark.parametrize('kwargs', [
     {'experts': 3}, {'experts': 2, 'attention': 'vanilla'},
     {'tokens': 'feature'}, {'merge': 'jaccard'}, {'merge': 'boundary'},
+    {'merge': 'adapt'},
     {'power': 1.}, {'power': 2.},
     {'center': True}, {'precision': 'bf16-mixed'}, {'epochs': 2,
                                                      'patience': 1},
@@ -652,6 +653,24 @@ def test_augmented_models_train_and_repeat():
     assert not equal(first, fitted())
     with pytest.raises(ValueError, match="'augment' needs"):
         estimator(augment=True, tokens='feature').fit(x, y)
+
+
+@pytest.mark.parametrize('labels,given,expected', [
+    ('true', {}, True), ('one', {}, False), ('true', {'power': 1.}, False),
+    ('true', {'merge': 'mean'}, False), ('one', {'merge': 'adapt'}, True)])
+def test_held_out_identities_decide_whether_to_adapt(
+        monkeypatch, labels, given, expected):
+    x, y = world()
+    found = y if labels == 'true' else np.zeros_like(y)
+    monkeypatch.setattr(SDTClustering, '_adapt', lambda *_: found)
+    model = estimator(epochs=1, **given).fit(x, y)
+    assert (model.rule_.merge == 'adapt') == expected
+    assert (model.validation_score_ == 1.) == (labels == 'true' and expected)
+    # Where a rule is kept, it is what `predict` applies.
+    test = world('test')[0]
+    monkeypatch.setattr(SDTClustering, '_adapt', lambda *_: np.arange(
+        len(test)))
+    assert (np.unique(model.predict(test)).size == len(test)) == expected
 
 
 def test_adapting_follows_cosines_where_the_verdict_is_silent(monkeypatch):

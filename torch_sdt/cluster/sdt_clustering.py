@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -42,6 +42,19 @@ PREDICTORS = ('rank', 'regression', 'bilstm')
 TOKENS = ('relation', 'feature')
 
 _VIEW_SIZE = 4_000
+# No rule of edges: settings that suit the samples at hand.
+_ADAPT = EdgeRule('adapt')
+
+
+class Measured(NamedTuple):
+    r"""What a rule turns into clusters.
+
+    Args:
+        table (Table): The samples.
+        edges (Edges): What the networks say of their neighbours.
+    """
+    table: Table
+    edges: Edges
 
 
 class SDTClustering(TrainedClustering):
@@ -59,7 +72,9 @@ class SDTClustering(TrainedClustering):
     3. How :meth:`~torch_sdt.ops.topk_jaccard` and verdicts become edges, where
        they are cut, and the Markov time of the map equation
        (:class:`~torch_sdt.cluster.EdgeRule`) are what clusters the held-out
-       identities best, among all others as strangers.
+       identities best, among all others as strangers; or, where that does
+       better, no rule is kept, and :meth:`predict` finds settings without
+       labels on each set (its :obj:`adapt`).
 
     :meth:`predict` runs the same on another set of samples, in memory that
     beside its table grows by a few numbers an entry.
@@ -102,8 +117,9 @@ class SDTClustering(TrainedClustering):
             :class:`~torch_sdt.nn.NeighborEncoder`, for both models.
             (default: :obj:`None`)
         merge (str, optional): One of :class:`~torch_sdt.cluster.EdgeRule`'s
-            merges. (default: whichever is best, without the paper's
-            :obj:`"boundary"`)
+            merges, or :obj:`"adapt"` for none of them. (default: whichever
+            is best, without the paper's :obj:`"boundary"`, and
+            :obj:`"adapt"` only where no :obj:`power` is given)
         power (float, optional): The power of
             :class:`~torch_sdt.cluster.EdgeRule`. (default: 1 or 4, whichever
             is best)
@@ -134,7 +150,8 @@ class SDTClustering(TrainedClustering):
     Attributes:
         predictor_ (torch.nn.Module): The first model.
         transformer_ (torch.nn.Module): The second, or :obj:`None`.
-        rule_ (EdgeRule): How edges are made.
+        rule_ (EdgeRule): How edges are made; of merge :obj:`"adapt"` where
+            settings are found on each set anew.
         validation_score_ (float): Mean of both F on held-out identities.
         history_ (dict): The training :class:`~torch_sdt.training.History` of
             each model.
@@ -224,7 +241,7 @@ class SDTClustering(TrainedClustering):
                 ('attention', self.attention, (*ATTENTIONS, None)),
                 ('tokens', self.tokens, TOKENS),
                 ('size', self.size, tuple(SIZES)),
-                ('merge', self.merge, (*MERGES, None))):
+                ('merge', self.merge, (*MERGES, _ADAPT.merge, None))):
             check_known(name, value, known)
         super()._check_arguments()
         if (self.attention is None and self.predictor != 'rank'
@@ -318,18 +335,29 @@ class SDTClustering(TrainedClustering):
         cluster = edges.cluster(rule, seed=self.seed).cpu().numpy()
         return {'mean_f': mean_fscore(y, cluster)}
 
-    def _measure(self, table: Table) -> Edges:
-        return self._edges(table)
+    def _measure(self, table: Table) -> Measured:
+        return Measured(table, self._edges(table))
 
-    def _best_rule(self, measured: Edges, y: np.ndarray, scored: np.ndarray
-                   ) -> Tuple[EdgeRule, float]:
+    def _best_rule(self, measured: Measured, y: np.ndarray,
+                   scored: np.ndarray) -> Tuple[EdgeRule, float]:
         merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
         powers = DEFAULT_POWERS if self.power is None else (self.power, )
-        return choose_rule(measured, y, scored, merges, self.seed,
-                           self.verbose, powers)
+        found = []
+        if self.merge != _ADAPT.merge:
+            found.append(choose_rule(measured.edges, y, scored, merges,
+                                     self.seed, self.verbose, powers))
+        given = self.merge is not None or self.power is not None
+        if self.merge == _ADAPT.merge or not (
+                given or measured.edges.verdict is None):
+            cluster = self._partition(measured, _ADAPT).cpu().numpy()
+            found.append((_ADAPT, mean_fscore(y, cluster, scored)))
+        # The first of equals.
+        return max(found, key=lambda rule: rule[1])
 
-    def _partition(self, measured: Edges, rule: EdgeRule) -> Tensor:
-        return measured.cluster(rule, seed=self.seed)
+    def _partition(self, measured: Measured, rule: EdgeRule) -> Tensor:
+        if rule.merge == _ADAPT.merge:
+            return torch.from_numpy(self._adapt(*measured))
+        return measured.edges.cluster(rule, seed=self.seed)
 
     # Clustering ##############################################################
 
@@ -344,7 +372,7 @@ class SDTClustering(TrainedClustering):
                 wider one the first neighbours are taken.
                 (default: :obj:`None`)
             adapt (bool, optional): For features of another kind than those
-                that :meth:`fit` saw. If :obj:`True`, the edge rule is left
+                that :meth:`fit` saw. If :obj:`True`, an edge rule is left
                 aside: cosines are raised by the verdict :math:`v_{ij}` (mean
                 of both directions) times the spread :math:`\sigma` of
                 background cosines, :math:`a_{ij} + \sigma (v_{ij} - 1/2)`,
@@ -368,7 +396,7 @@ class SDTClustering(TrainedClustering):
         if table.x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
         else:
-            self.labels_ = self._adapt(table, self._edges(table))
+            self.labels_ = self._adapt(*self._measure(table))
         return self.labels_
 
     def _reads_features(self) -> bool:

@@ -238,6 +238,8 @@ def _flow_into_clusters(node: Tensor, cluster: Tensor, flow: Tensor,
 def _sum_by_sorting(node: Tensor, cluster: Tensor, flow: Tensor,
                     num_clusters: int) -> Tuple[Tensor, Tensor, Tensor]:
     # What a GPU does well.
+    if node.numel() == 0:
+        return node, cluster, flow
     key, order = (node * num_clusters + cluster).sort(stable=True)
     key, count = key.unique_consecutive(return_counts=True)
     total = torch.segment_reduce(flow[order], 'sum', lengths=count)

@@ -20,8 +20,9 @@ from torch_sdt.ops.search import (
 )
 from torch_sdt.typing import Devices, require
 
-# Below this size an exact search costs minutes at most.
-_EXACT_BELOW = 150_000
+# Below these sizes an exact search costs minutes on a CPU, and less than cells
+# on a GPU.
+_EXACT_BELOW, _EXACT_BELOW_ON_GPU = 150_000, 500_000
 # Cosines in float32 are right to less than this, so that any two that are
 # closer may be equal.
 _TIE = 2e-6
@@ -55,8 +56,8 @@ def knn(
             factory string such as :obj:`"IVF1024,Flat"` or :obj:`"HNSW32"`
             approximately, followed by exact cosines of what it found;
             :obj:`"torch"` and :obj:`"torch_cluster"` choose those backends;
-            :obj:`"auto"` is :obj:`"flat"` up to 150,000 samples and
-            :obj:`"cells"` beyond. (default: :obj:`"auto"`)
+            :obj:`"auto"` is :obj:`"flat"` up to 150,000 samples (500,000 on
+            a GPU) and :obj:`"cells"` beyond. (default: :obj:`"auto"`)
         device (str, torch.device or sequence, optional): Where to search;
             several devices share the blocks of a search in torch, each with
             a copy of all features. (default: that of :obj:`x`)
@@ -202,7 +203,8 @@ def _index(x: Tensor, k: int, index: str, seed: int, recall: float,
     if not isinstance(index, str):
         raise ValueError(f"'index' must be a string (got {index!r})")
     if index == 'auto':
-        index = 'flat' if x.size(0) <= _EXACT_BELOW else 'cells'
+        most = _EXACT_BELOW_ON_GPU if x.is_cuda else _EXACT_BELOW
+        index = 'flat' if x.size(0) <= most else 'cells'
     if index == 'cells':
         return CellSearch(x, k, recall, seed)
     if index == 'torch' or (index == 'flat' and (
