@@ -271,8 +271,8 @@ def main():
                 'threads': args.threads,
                 'device': name_of_device(),
                 'bf16': args.bf16,
-                'forward_seconds': f'{forward:.3f}',
-                'seconds': f'{total:.3f}',
+                'forward_seconds': f'{forward:.4f}',
+                'seconds': f'{total:.4f}',
                 'ratio': f'{total / results[reference][0][1]:.2f}',
                 'memory_mib': f'{extra[name]:.0f}',
                 'memory_ratio': f'{extra[name] / extra[reference]:.2f}',
@@ -280,7 +280,7 @@ def main():
                 if 'flops' in work else '',
                 'gigabytes': f"{work['bytes'] / 1e9:.1f}"
                 if 'bytes' in work else '',
-                'limit_seconds': f'{max(least):.3f}' if least else '',
+                'limit_seconds': f'{max(least):.5f}' if least else '',
             })
 
     os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)

@@ -111,8 +111,8 @@ def run(n, size):
                for relations in (0, 2))
     return {
         'nodes_per_second': f'{len(nodes) / min(seconds[1:]):.0f}',
-        'ms_per_node': f'{1000 * min(seconds[1:]) / len(nodes):.3f}',
-        'limit_ms_per_node': f'{1000 * work / matrix_rate():.3f}',
+        'ms_per_node': f'{1000 * min(seconds[1:]) / len(nodes):.5f}',
+        'limit_ms_per_node': f'{1000 * work / matrix_rate():.5f}',
         'table_and_features_bytes_per_node': args.k * 12 + 256 * 4,
         'verdict_bytes_per_node': 2 * args.k * 4,
         'grown_bytes_after_warm_up': max(memory() - before, 0),
