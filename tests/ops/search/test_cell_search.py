@@ -53,6 +53,21 @@ def test_results_are_the_best_of_what_was_seen():
     assert torch.allclose(search(block, 10)[0], want, atol=1e-6)
 
 
+@pytest.mark.parametrize('found,recall,probes', [
+    ([0] * 8, .99, 1),
+    ([50, 90, 98, 99, 100], .5, 1),
+    ([50, 90, 98, 99, 100], .9, 2),
+    ([50, 90, 98, 99, 100], .99, 4),
+    ([50, 90, 98, 99, 100], 1., 5),
+    # Two cells find .9801; the last two in a hundred are strewn over 1,000.
+    ([900, 981, *range(982, 1001)] + [1000] * 979, .985, 6),
+    ([9000, 9810, *range(9811, 10001)], .99, 32),
+    ([9000, 9810, *range(9811, 10001)], 1., 192),
+])
+def test_the_last_of_the_neighbours_may_cost_so_much(found, recall, probes):
+    assert cell_search._num_probes(torch.tensor(found), recall) == probes
+
+
 def test_all_cells_are_an_exact_search():
     x = unit(700)
     search = CellSearch(x, 10, 1., 0)

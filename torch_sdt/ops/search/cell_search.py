@@ -13,6 +13,8 @@ from torch_sdt.ops.search.halves import in_halves
 # Rows that the cells are learned from, for each cell; passes over them; rows
 # that are searched exactly to see how much is found.
 _TRAIN, _PASSES, _SAMPLE = 64, 8, 1024
+# How many times as many cells the last of the wanted neighbours may cost.
+_MOST_MORE = 16
 _BYTES = 2**28
 
 
@@ -31,12 +33,17 @@ class CellSearch:
     neighbour is trusted if its cosine is above what chance brings among
     :math:`N`, :math:`m + s \sqrt{2 \ln N}` with median :math:`m` and spread
     :math:`s` of random pairs. Beyond that a table lists whatever is least
-    far, which no index finds and nobody needs.
+    far, which no index finds and nobody needs. From a million samples on the
+    last percent may be strewn over all cells: a noisy image lies in whichever
+    cell chance leads it to. So :math:`P` is at most 16 times what finds
+    :math:`r^2` in place of the wanted share :math:`r`; what is found then
+    stands in :obj:`recall`.
 
     Args:
         x (torch.Tensor): Unit rows, shape ``[N, D]``.
         k (int): Neighbours :math:`K` that will be asked for.
-        recall (float): The share of trusted neighbours to find, in (0, 1].
+        recall (float): The share of trusted neighbours to find, in (0, 1],
+            within reason.
         seed (int): Seed of the cells and of the sample.
 
     Attributes:
@@ -96,8 +103,7 @@ class CellSearch:
         place[place < self._least[cell[row]].view(-1, 1)] = 0
         found = place[trusted].bincount(minlength=self.num_cells).cumsum(0)
         total = max(int(found[-1]), 1)  # No others: all of them are found.
-        enough = found >= recall * total - 1e-9
-        self.num_probes = int(enough.byte().argmax()) + 1
+        self.num_probes = _num_probes(found, recall)
         seen = place < self.num_probes
         self.recall = float(seen[trusted].sum()) / total
         self.recall_all = float(seen[other].sum()) / max(int(other.sum()), 1)
@@ -135,6 +141,14 @@ class CellSearch:
         return torch.cat([
             self.member[self.bounds[cell]:self.bounds[cell + 1]]
             for cell in near])
+
+
+def _num_probes(found: Tensor, recall: float) -> int:
+    # From how many are found in the first cell, in the first two, ...
+    found = found.double()
+    wanted, easier = (int((found < share * found[-1] - 1e-9).sum()) + 1
+                      for share in (recall, recall**2))
+    return min(wanted, _MOST_MORE * easier)
 
 
 def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
