@@ -44,7 +44,6 @@ parser = argparse.ArgumentParser(
 parser.add_argument('--n', type=int, nargs='+', default=[1_000_000])
 parser.add_argument('--k', type=int, default=80)
 parser.add_argument('--model', help='of SDTClustering, for the last stage')
-parser.add_argument('--batch-size', type=int, default=4096)
 parser.add_argument('--compared', type=int, default=1_000_000,
                     help='largest N of which the CPU does the same')
 parser.add_argument('--device', default='cuda')
@@ -215,8 +214,7 @@ def one_pass(table, y, n):
 
 def trained(x, table, y, n):
     model = SDTClustering.load(args.model, device=args.device)
-    model.set_params(batch_size=args.batch_size,
-                     precision='bf16-mixed' if on_gpu else '32-true')
+    model.set_params(precision='bf16-mixed' if on_gpu else '32-true')
     table = model._to_predict(x, table)
     trust, seconds = timed(model._trust, table)
     stage(n, 'trained: Top-K', seconds)

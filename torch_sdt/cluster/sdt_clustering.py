@@ -42,6 +42,8 @@ PREDICTORS = ('rank', 'regression', 'bilstm')
 TOKENS = ('relation', 'feature')
 
 _VIEW_SIZE = 4_000
+# Subgraphs that a GPU judges at once; batches to learn from it leave idle.
+_GPU_BATCH = 4096
 # No rule of edges: settings that suit the samples at hand.
 _ADAPT = EdgeRule('adapt')
 
@@ -126,8 +128,8 @@ class SDTClustering(TrainedClustering):
         epochs (int, optional): Passes of each training. (default: as many as
             show 40,000 subgraphs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
-        batch_size (int, optional): Subgraphs in a batch.
-            (default: :obj:`128`)
+        batch_size (int, optional): Subgraphs in a batch; where nothing is
+            learned, 4,096 on a GPU. (default: :obj:`128`)
         val_share (float, optional): Share of identities that is held out.
             (default: :obj:`.3`)
         patience (int, optional): Epochs without a better validation score
@@ -289,8 +291,11 @@ class SDTClustering(TrainedClustering):
             else:
                 # What to attend to is better too much than too little.
                 k = expected_topk(trust, beta=1.)
+        size = self.batch_size
+        if y is None and table.x.is_cuda:
+            size = max(size, _GPU_BATCH)
         return NeighborSubgraphs(
-            table.neighbors, table.x, self.batch_size, relations=relations,
+            table.neighbors, table.x, size, relations=relations,
             k=k, y=y, background=table.background, shuffle=shuffle,
             seed=self.seed)
 
