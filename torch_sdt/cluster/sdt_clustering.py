@@ -351,9 +351,9 @@ class SDTClustering(TrainedClustering):
         if self.merge != _ADAPT.merge:
             found.append(choose_rule(measured.edges, y, scored, merges,
                                      self.seed, self.verbose, powers))
-        given = self.merge is not None or self.power is not None
-        if self.merge == _ADAPT.merge or not (
-                given or measured.edges.verdict is None):
+        free = self.merge is None and self.power is None
+        if self.merge == _ADAPT.merge or (
+                free and measured.edges.verdict is not None):
             cluster = self._partition(measured, _ADAPT).cpu().numpy()
             found.append((_ADAPT, mean_fscore(y, cluster, scored)))
         # The first of equals.

@@ -64,7 +64,8 @@ def knn(
         seed (int, optional): Seed of an approximate index's training.
             (default: :obj:`0`)
         recall (float, optional): Of :obj:`"cells"`, the share of neighbours
-            nearer than chance would bring them that is found.
+            nearer than chance would bring them that is found, within reason
+            (:class:`~torch_sdt.ops.search.CellSearch`).
             (default: :obj:`.99`)
 
     Returns:
