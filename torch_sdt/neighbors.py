@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_sdt.io import atomic_path
+from torch_sdt.io import PathLike, atomic_path
 from torch_sdt.typing import Device, Devices
 
-PathLike = Union[str, 'os.PathLike[str]']
 # What reading a damaged archive raises: RuntimeError for flipped flags that
 # speak of encryption or a compression nobody knows.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)

@@ -20,12 +20,11 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from torch_sdt.io import atomic_path
+from torch_sdt.io import PathLike, atomic_path
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.typing import ArrayLike
 
 from .files import (
-    PathLike,
     check_labels,
     read_features,
     read_labels,

@@ -4,9 +4,7 @@ from typing import Optional, Sequence, Union
 import numpy as np
 from torch import Tensor
 
-from torch_sdt.io import atomic_path
-
-PathLike = Union[str, 'os.PathLike[str]']
+from torch_sdt.io import PathLike, atomic_path
 
 _LINES = 1 << 20
 

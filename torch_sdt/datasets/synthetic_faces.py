@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Dict, Iterator, Optional, Tuple, Union
+from typing import Dict, Iterator, Optional, Tuple
 
 import numpy as np
 import torch
 from torch_geometric.data import Data
 
-from torch_sdt.io import atomic_path
+from torch_sdt.io import PathLike, atomic_path
 from torch_sdt.progress import progress
 
 Block = Tuple[np.ndarray, np.ndarray]
@@ -252,7 +252,7 @@ class SyntheticFaces:
     @classmethod
     def write(
         cls,
-        root: Union[str, 'os.PathLike[str]'],
+        root: PathLike,
         name: str,
         preset: str = 'ms1m',
         num_identities: Optional[int] = None,
