@@ -214,16 +214,28 @@ def test_choose_rule_returns_the_best_of_all(powers):
     edges = Edges(*world())
     y = np.arange(N) % 6
     rule, score = choose_rule(edges, y, merges=MERGES, seed=1, powers=powers)
-    scores = {other: module.mean_fscore(y, edges.cluster(other, seed=1)
-                                        .numpy())
-              for other in module.rules(MERGES, powers)}
-    best = max(scores.values())
-    # Other Markov times are tried with the first best of all others.
-    first = next(other for other, value in scores.items() if value == best)
-    times = {first._replace(markov_time=t) for t in module._MARKOV_TIMES}
-    assert rule in times | {first}
-    assert score == module.mean_fscore(y, edges.cluster(rule, seed=1).numpy())
-    assert score >= best and (rule == first) == (score == best)
+
+    def score_of(rule):
+        return module.mean_fscore(y, edges.cluster(rule, seed=1).numpy())
+
+    found = []
+    for power in powers:
+        # Other Markov times are tried with the first best of all others.
+        first = max(module.rules(MERGES, power), key=score_of)
+        found.append(max([first] + [first._replace(markov_time=t)
+                                    for t in module._MARKOV_TIMES],
+                         key=score_of))
+    assert score == score_of(rule)
+    assert (rule, score) == module.first_of_the_best(
+        [(best, score_of(best)) for best in found])
+
+
+@pytest.mark.parametrize('scores,best', [
+    ([.5], 0), ([.5, .5], 0), ([.5, .502], 0), ([.5, .504], 1),
+    ([.5, .502, .504], 2), ([.5, .504, .506], 1), ([.5, .2, .504], 2)])
+def test_later_candidates_must_be_clearly_better(scores, best):
+    assert module.first_of_the_best(
+        list(enumerate(scores))) == (best, scores[best])
 
 
 def test_choose_rule_among_powers():

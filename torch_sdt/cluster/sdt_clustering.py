@@ -15,6 +15,7 @@ from torch_sdt.cluster.edges import (
     EdgeRule,
     Edges,
     choose_rule,
+    first_of_the_best,
     mean_fscore,
 )
 from torch_sdt.cluster.topk_jaccard_clustering import TopKJaccardClustering
@@ -74,9 +75,9 @@ class SDTClustering(TrainedClustering):
     3. How :meth:`~torch_sdt.ops.topk_jaccard` and verdicts become edges, where
        they are cut, and the Markov time of the map equation
        (:class:`~torch_sdt.cluster.EdgeRule`) are what clusters the held-out
-       identities best, among all others as strangers; or, where that does
-       better, no rule is kept, and :meth:`predict` finds settings without
-       labels on each set (its :obj:`adapt`).
+       identities best, among all others as strangers; or, where that is
+       clearly better, no rule is kept, and :meth:`predict` finds settings
+       without labels on each set (its :obj:`adapt`).
 
     :meth:`predict` runs the same on another set of samples, in memory that
     beside its table grows by a few numbers an entry.
@@ -356,8 +357,7 @@ class SDTClustering(TrainedClustering):
                 free and measured.edges.verdict is not None):
             cluster = self._partition(measured, _ADAPT).cpu().numpy()
             found.append((_ADAPT, mean_fscore(y, cluster, scored)))
-        # The first of equals.
-        return max(found, key=lambda rule: rule[1])
+        return first_of_the_best(found)
 
     def _partition(self, measured: Measured, rule: EdgeRule) -> Tensor:
         if rule.merge == _ADAPT.merge:
