@@ -138,7 +138,8 @@ def cluster(data, trust, verdict, rule):
     }[rule.merge]
     kept = (weight >= rule.threshold) & (weight > 0)
     pool = MapEquationPool('numba', rule.markov_time, args.seed)
-    return pool(data.x, data.edge_index[:, kept], weight[kept]).cluster.numpy()
+    weight = weight[kept]**rule.power  # Sure edges outweigh doubtful ones.
+    return pool(data.x, data.edge_index[:, kept], weight).cluster.numpy()
 
 
 stages, found = Stages(), {}
@@ -189,8 +190,10 @@ with stages('components'):
 
 if args.packaged:
     with stages('SDTClustering'):
-        model = SDTClustering(args.k, args.center, epochs=args.epochs,
-                              seed=args.seed, verbose=True)
+        # Settings without labels, a further candidate, are left out above.
+        model = SDTClustering(args.k, args.center, adapt=False,
+                              epochs=args.epochs, seed=args.seed,
+                              verbose=True)
         model.fit(learn.x, learn.y)
         found['SDTClustering'] = model.predict(test.x)
 

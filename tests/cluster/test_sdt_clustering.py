@@ -211,7 +211,7 @@ def test_variants(tmp_path, predictor, attention):
 @pytest.mark.parametrize('kwargs', [
     {'experts': 3}, {'experts': 2, 'attention': 'vanilla'},
     {'tokens': 'feature'}, {'merge': 'jaccard'}, {'merge': 'boundary'},
-    {'merge': 'adapt'},
+    {'adapt': True}, {'adapt': False},
     {'power': 1.}, {'power': 2.},
     {'center': True}, {'precision': 'bf16-mixed'}, {'epochs': 2,
                                                      'patience': 1},
@@ -230,6 +230,8 @@ def test_other_arguments(tmp_path, kwargs):
     assert np.array_equal(loaded.predict(other), labels)
     if 'merge' in kwargs:
         assert model.rule_.merge == kwargs['merge']
+    if 'adapt' in kwargs:
+        assert (model.rule_.merge == 'adapt') == kwargs['adapt']
     powers = {kwargs['power']} if 'power' in kwargs else {1., 4.}
     assert model.rule_.power in powers
 
@@ -595,6 +597,8 @@ def test_exploding_is_an_error(tmp_path, monkeypatch):
     ({'index': 'nonsense'}, "'index' must be"),
     ({'predictor': 'regression', 'attention': None, 'merge': 'mean'},
      "'merge'"),
+    ({'predictor': 'regression', 'attention': None, 'adapt': True},
+     "'adapt' needs a verdict"),
 ], ids=str)
 def test_bad_arguments(monkeypatch, kwargs, message):
     # Before any work: hours of it may follow.
@@ -657,7 +661,8 @@ def test_augmented_models_train_and_repeat():
 
 @pytest.mark.parametrize('labels,given,expected', [
     ('true', {}, True), ('one', {}, False), ('true', {'power': 1.}, False),
-    ('true', {'merge': 'mean'}, False), ('one', {'merge': 'adapt'}, True)])
+    ('true', {'merge': 'mean'}, False), ('one', {'adapt': True}, True),
+    ('true', {'adapt': False}, False)])
 def test_held_out_identities_decide_whether_to_adapt(
         monkeypatch, labels, given, expected):
     x, y = world()

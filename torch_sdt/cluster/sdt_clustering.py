@@ -45,6 +45,8 @@ TOKENS = ('relation', 'feature')
 _VIEW_SIZE = 4_000
 # Subgraphs that a GPU judges at once; batches to learn from it leave idle.
 _GPU_BATCH = 4096
+_NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
+               "attention=None has from predictor='rank' only")
 # No rule of edges: settings that suit the samples at hand.
 _ADAPT = EdgeRule('adapt')
 
@@ -120,12 +122,14 @@ class SDTClustering(TrainedClustering):
             :class:`~torch_sdt.nn.NeighborEncoder`, for both models.
             (default: :obj:`None`)
         merge (str, optional): One of :class:`~torch_sdt.cluster.EdgeRule`'s
-            merges, or :obj:`"adapt"` for none of them. (default: whichever
-            is best, without the paper's :obj:`"boundary"`, and
-            :obj:`"adapt"` only where no :obj:`power` is given)
+            merges. (default: whichever is best, without the paper's
+            :obj:`"boundary"`)
         power (float, optional): The power of
             :class:`~torch_sdt.cluster.EdgeRule`. (default: 1 or 4, whichever
             is best)
+        adapt (bool, optional): Whether :meth:`predict` finds settings on each
+            set without labels, in place of a rule. (default: where that is
+            clearly better and neither :obj:`merge` nor :obj:`power` is given)
         epochs (int, optional): Passes of each training. (default: as many as
             show 40,000 subgraphs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
@@ -162,7 +166,8 @@ class SDTClustering(TrainedClustering):
     """
     _rule = EdgeRule
     _networks = ('predictor', 'transformer')
-    _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge', 'power')
+    _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge', 'power',
+                   'adapt')
 
     def __init__(
         self,
@@ -177,6 +182,7 @@ class SDTClustering(TrainedClustering):
         model_args: Optional[Dict[str, Any]] = None,
         merge: Optional[str] = None,
         power: Optional[float] = None,
+        adapt: Optional[bool] = None,
         epochs: Optional[int] = None,
         lr: float = 1e-3,
         batch_size: int = 128,
@@ -200,6 +206,7 @@ class SDTClustering(TrainedClustering):
         self.model_args = model_args
         self.merge = merge
         self.power = power
+        self.adapt = adapt
         self.epochs = epochs
         self.lr = lr
         self.batch_size = batch_size
@@ -244,13 +251,16 @@ class SDTClustering(TrainedClustering):
                 ('attention', self.attention, (*ATTENTIONS, None)),
                 ('tokens', self.tokens, TOKENS),
                 ('size', self.size, tuple(SIZES)),
-                ('merge', self.merge, (*MERGES, _ADAPT.merge, None))):
+                ('merge', self.merge, (*MERGES, None))):
             check_known(name, value, known)
         super()._check_arguments()
-        if (self.attention is None and self.predictor != 'rank'
-                and self.merge not in {None, 'jaccard'}):
-            raise ValueError(f"'merge' must be 'jaccard' where nothing gives "
-                             f"a verdict on pairs (got '{self.merge}')")
+        if self.attention is None and self.predictor != 'rank':
+            if self.merge not in {None, 'jaccard'}:
+                raise ValueError(f"'merge' must be 'jaccard' where nothing "
+                                 f"gives a verdict on pairs (got "
+                                 f"'{self.merge}')")
+            if self.adapt:
+                raise ValueError(_NO_VERDICT)
         if self.augment and (self.tokens != 'relation'
                              or self.predictor != 'rank'):
             raise ValueError("'augment' needs tokens='relation' and "
@@ -349,12 +359,11 @@ class SDTClustering(TrainedClustering):
         merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
         powers = DEFAULT_POWERS if self.power is None else (self.power, )
         found = []
-        if self.merge != _ADAPT.merge:
+        if not self.adapt:
             found.append(choose_rule(measured.edges, y, scored, merges,
                                      self.seed, self.verbose, powers))
-        free = self.merge is None and self.power is None
-        if self.merge == _ADAPT.merge or (
-                free and measured.edges.verdict is not None):
+        free = {self.adapt, self.merge, self.power} == {None}
+        if self.adapt or (free and measured.edges.verdict is not None):
             cluster = self._partition(measured, _ADAPT).cpu().numpy()
             found.append((_ADAPT, mean_fscore(y, cluster, scored)))
         return first_of_the_best(found)
@@ -409,9 +418,7 @@ class SDTClustering(TrainedClustering):
 
     def _adapt(self, table: Table, edges: Edges) -> np.ndarray:
         if edges.verdict is None:
-            raise ValueError("'adapt' needs a verdict on pairs, which a model "
-                             "with attention=None has from predictor='rank' "
-                             "only")
+            raise ValueError(_NO_VERDICT)
         raised = table.neighbors.similarity + table.background[1] * (
             edges.verdict - .5)
         ranked = table.neighbors.reranked(raised)
