@@ -183,14 +183,15 @@ def cell(column, **key):
 def table(data):
     head = ['Method', *COLUMNS, 'Published F_P', 'Published F_B']
     return markdown(head, [
-        [name, *(cell(column, data=data, method=name)
-                 for column in COLUMNS.values()), *published(name)]
+        [name + fewer(data, name),
+         *(cell(column, data=data, method=name)
+           for column in COLUMNS.values()), *published(name)]
         for name in shown(data)])
 
 
 def summary(data):
     r"""Both F of every method on every data set."""
-    head = ['Method', *(f'{name}, {seeds(name)}' for name in data),
+    head = ['Method', *(f'{name}, {seeds(data=name)}' for name in data),
             'Published F_P', 'Published F_B']
     ran = {name: shown(name) for name in data}
     return markdown(head, [
@@ -202,7 +203,8 @@ def summary(data):
 
 def both_f(data, method):
     return ' / '.join(cell(column, data=data, method=method)
-                      for column in ('pairwise_fscore', 'bcubed_fscore'))
+                      for column in ('pairwise_fscore', 'bcubed_fscore')
+                      ) + fewer(data, method)
 
 
 def published(method):
@@ -215,9 +217,16 @@ def markdown(head, lines):
         head, ['---'] + ['--:'] * (len(head) - 1), *lines])
 
 
-def seeds(data):
-    count = len({row['seed'] for row in rows.rows if row['data'] == data})
+def seeds(**key):
+    count = len({row['seed'] for row in rows.rows
+                 if all(row[name] == value for name, value in key.items())})
     return f'{count} seed{"s" * (count > 1)}'
+
+
+def fewer(data, method):
+    r"""Says so where a method did not run on all seeds of a data set."""
+    own = seeds(data=data, method=method, error='')
+    return '' if own == seeds(data=data) else f' ({own})'
 
 
 def agreement(data):
@@ -236,7 +245,7 @@ def report():
     data = list(dict.fromkeys(row['data'] for row in rows.rows))
     short = f'F_P / F_B in percent\n\n{summary(data)}\n'
     text = '\n'.join([short] + [
-        f'**{name}** ({seeds(name)}; published: MS1M 584K, other data)\n\n'
+        f'**{name}** ({seeds(data=name)}; published: MS1M 584K, other data)\n\n'
         f'{table(name)}\n{agreement(name)}' for name in data])
     with atomic_path(f'{args.out}.md') as tmp, open(tmp, 'w') as f:
         f.write(text)

@@ -101,3 +101,13 @@ def test_a_process_each_measures_its_memory(tmp_path):
 def test_bad_arguments(tmp_path, args, message):
     out = run(tmp_path, *TINY, *args, code=2)
     assert message in out.stderr and os.listdir(tmp_path) == []
+
+
+def test_rows_of_fewer_seeds_say_so(tmp_path):
+    run(tmp_path, *TINY, '--methods', 'K-means', 'FC-ES')
+    assert ' (1 seed)' not in (tmp_path / 'compare.md').read_text()
+    run(tmp_path, *TINY, '--seeds', '2', '--methods', 'FC-ES')
+    lines = (tmp_path / 'compare.md').read_text().splitlines()
+    assert sum(' (1 seed)' in line for line in lines) == 2  # Of two tables.
+    for line in lines:
+        assert (' (1 seed)' in line) == line.startswith('| K-means')
