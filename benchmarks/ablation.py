@@ -15,8 +15,8 @@ characters with their rotations, the last third):
 * form of lambda, form of the mask, tokens;
 * merge: jaccard, verdict, mean, and the paper's boundary rule.
 
-Every variant chooses its edge rule, of power 1, on the same held-out training
-identities.
+Every variant chooses its edge rule, without a relative cut, on the same
+held-out training identities.
 Columns: both F in percent, average precision of the verdict on all pairs of the
 table (without a verdict, of the Jaccard), relative error of k (mean of |k - k*|
 / k*), parameters and inference milliseconds a node of what was trained. Goes on
@@ -69,7 +69,7 @@ def score(c, first, second, merges, transform='sigmoid'):
                     None if verdict is None else verdict[part],
                     transform=transform) for part in ('learn', 'test')}
     rule, _ = choose_rule(edges['learn'], c.y, c.held_out, merges, c.seed,
-                          powers=(1., ))
+                          relatives=(0., ))
     labels = edges['test'].cluster(rule, seed=c.seed).numpy()
     judged = edges['test'].verdict
     if judged is None:

@@ -103,7 +103,7 @@ def measure(c, kind):
     edges = {part: Edges(c.table[part], trust[part], verdict[part])
              for part in ('learn', 'test')}
     rule, _ = choose_rule(edges['learn'], c.y, c.held_out, seed=c.seed,
-                          powers=(1., ))
+                          relatives=(0., ))
     labels = edges['test'].cluster(rule, seed=c.seed).numpy()
     precision = average_precision(c.table['test'], c.y_test,
                                   edges['test'].verdict)

@@ -16,7 +16,6 @@ from torch_geometric.data import Data
 from torch_sdt.cluster import (
     FCES,
     CosineMapEquation,
-    EdgeRule,
     Edges,
     SDTClustering,
     TopKJaccardClustering,
@@ -25,7 +24,6 @@ from torch_sdt.cluster import (
 )
 from torch_sdt.datasets import FeatureFiles
 from torch_sdt.loader import NeighborSubgraphs
-from torch_sdt.metrics import clustering_scores
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.nn import MapEquationPool, SparseDiffTransformer, TopKPredictor
 from torch_sdt.ops import (
@@ -102,8 +100,8 @@ def judge(model, data, trust=None):
 
 
 def train(model, name, data, held_out, predictor=None):
-    r"""Keeps the weights of the epoch that clusters held-out items best,
-    by a rule that is not chosen yet.
+    r"""Keeps the weights of the epoch whose verdict on held-out items has
+    the best average precision.
     """
     first, first_held_out = (None if predictor is None else judge(predictor, d)
                              for d in (data, held_out))
@@ -111,17 +109,17 @@ def train(model, name, data, held_out, predictor=None):
     def validate(model):
         verdict = judge(model, held_out, first_held_out)
         trust = verdict if predictor is None else first_held_out
-        labels = Edges(to_table(held_out), trust, verdict).cluster(
-            EdgeRule('mean', threshold=.4), seed=args.seed)
-        scores = clustering_scores(held_out.y.numpy(), labels.numpy())
-        return {'mean_f': (scores.pairwise.fscore + scores.bcubed.fscore) / 2}
+        edges = Edges(to_table(held_out), trust, verdict)
+        return {'average_precision':
+                edges.average_precision(held_out.y.numpy())}
 
     trainer = Trainer(args.epochs, seed=args.seed, name=name, verbose=True)
     history = trainer.fit(model, subgraphs(data, first, y=data.y,
                                            shuffle=True), validate)
     for row in history.rows:
-        print(f"{name}, epoch {row['epoch']}: loss {row['loss']:.4f}, mean of "
-              f"both F on held-out items {row['mean_f']:.4f}")
+        print(f"{name}, epoch {row['epoch']}: loss {row['loss']:.4f}, average "
+              f"precision on held-out items "
+              f"{row['average_precision']:.4f}")
 
 
 def cluster(data, trust, verdict, rule):
@@ -137,10 +135,13 @@ def cluster(data, trust, verdict, rule):
         'verdict': verdict[:, 1:].flatten(),
         'mean': (data.edge_weight + verdict[:, 1:].flatten()) / 2,
     }[rule.merge]
-    kept = (weight >= rule.threshold) & (weight > 0)
+    # Edges come image by image: of each, its strongest.
+    strongest = weight.view(data.num_nodes, -1).amax(dim=1)
+    least = rule.relative * strongest[data.edge_index[1]]
+    kept = (weight >= least.clamp(min=rule.threshold)) & (weight > 0)
     pool = MapEquationPool('numba', rule.markov_time, args.seed)
-    weight = weight[kept]**rule.power  # Sure edges outweigh doubtful ones.
-    return pool(data.x, data.edge_index[:, kept], weight).cluster.numpy()
+    return pool(data.x, data.edge_index[:, kept],
+                weight[kept]).cluster.numpy()
 
 
 stages, found = Stages(), {}

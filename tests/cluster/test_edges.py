@@ -55,7 +55,9 @@ def definition(neighbors, trust, verdict, rule):
                         w = max(p, v)
                     elif v < 1 - rule.eta:
                         w = 0.
-            out[i, r] = w**rule.power if w >= rule.threshold else 0.
+            out[i, r] = w if w >= rule.threshold else 0.
+        strongest = float(out[i, 1:].max())
+        out[i, out[i] < rule.relative * strongest] = 0.
     return out
 
 
@@ -65,7 +67,7 @@ def definition(neighbors, trust, verdict, rule):
     {}, {'threshold': 0.}, {'threshold': .3, 'beta': 2.},
     {'threshold': .1, 'eta': .7, 'margin': 1},
     {'threshold': 0., 'eta': .9, 'margin': 0},
-    {'threshold': .3, 'power': 4.}])
+    {'threshold': .1, 'relative': .8}, {'threshold': 0., 'relative': .9}])
 def test_weights(merge, kwargs, device):
     neighbors, trust, verdict = world(device=device)
     rule = EdgeRule(merge, **kwargs)
@@ -78,7 +80,7 @@ def test_weights(merge, kwargs, device):
     assert torch.allclose(out.cpu(), expected, atol=1e-6)
     # A rule that leaves some edges, and cuts others if it may.
     left = int((expected[:, 1:] > 0).sum())
-    if rule.threshold == 0. and merge in {'verdict', 'mean'}:
+    if rule.threshold == rule.relative == 0. and merge in {'verdict', 'mean'}:
         assert left == N * (K - 1)
     else:
         assert 0 < left < N * (K - 1)
@@ -208,20 +210,21 @@ def test_choose_rule_finds_the_threshold(low, high, threshold):
     assert np.array_equal(edges.cluster(rule).numpy(), y)
 
 
-@pytest.mark.parametrize('powers', [(1., ), (1., 4.)])
-def test_choose_rule_returns_the_best_of_all(powers):
+@pytest.mark.parametrize('relatives', [(0., ), (0., .8)])
+def test_choose_rule_returns_the_best_of_all(relatives):
     pytest.importorskip('numba')
     edges = Edges(*world())
     y = np.arange(N) % 6
-    rule, score = choose_rule(edges, y, merges=MERGES, seed=1, powers=powers)
+    rule, score = choose_rule(edges, y, merges=MERGES, seed=1,
+                              relatives=relatives)
 
     def score_of(rule):
         return module.mean_fscore(y, edges.cluster(rule, seed=1).numpy())
 
     found = []
-    for power in powers:
+    for relative in relatives:
         # Other Markov times are tried with the first best of all others.
-        first = max(module.rules(MERGES, power), key=score_of)
+        first = max(module.rules(MERGES, relative), key=score_of)
         found.append(max([first] + [first._replace(markov_time=t)
                                     for t in module._MARKOV_TIMES],
                          key=score_of))
@@ -238,26 +241,71 @@ def test_later_candidates_must_be_clearly_better(scores, best):
         list(enumerate(scores))) == (best, scores[best])
 
 
-def test_choose_rule_among_powers():
+def test_choose_rule_among_relative_cuts():
     pytest.importorskip('numba')
     edges, y = Edges(*world()), np.arange(N) % 6
-    assert choose_rule(edges, y, powers=(1., ))[0].power == 1.
-    rule, score = choose_rule(edges, y, powers=(4., ))
-    assert rule.power == 4.
+    assert choose_rule(edges, y, relatives=(0., ))[0].relative == 0.
+    rule, score = choose_rule(edges, y, relatives=(.8, ))
+    assert rule.relative == .8
     assert score == module.mean_fscore(y, edges.cluster(rule).numpy())
     # Of equals the first.
     edges, y = planted(.15, .25)
-    assert choose_rule(edges, y, powers=(4., 1.))[0].power == 4.
+    assert choose_rule(edges, y, relatives=(.8, 0.))[0].relative == .8
 
 
-def test_a_power_outweighs_many_doubtful_edges():
-    # Two cliques of five, every pair across in doubt at .4.
+def test_a_relative_cut_frees_from_many_doubtful_edges():
+    # Two cliques of five, every pair across in doubt at .6.
     pytest.importorskip('numba')
-    edges, y = planted(.4, .9, num=2)
-    found = [edges.cluster(EdgeRule('verdict', threshold=.2, power=power))
-             for power in (1., 4.)]
+    edges, y = planted(.6, .9, num=2)
+    found = [edges.cluster(EdgeRule('verdict', threshold=.2, relative=r))
+             for r in (0., .8)]
     assert found[0].unique().numel() == 1
     assert np.array_equal(found[1].numpy(), y)
+
+
+def test_a_relative_cut_looks_at_each_sample_alone():
+    neighbors, trust, _ = world()
+    rule = EdgeRule('jaccard', threshold=0., relative=.8)
+    edges = Edges(neighbors, trust)
+    whole = edges.weight(rule._replace(relative=0.))
+    cut = edges.weight(rule)
+    kept = cut[:, 1:] > 0
+    assert 0 < int(kept.sum()) < int((whole[:, 1:] > 0).sum())
+    # The strongest stays, and what stays is as it was.
+    assert torch.equal(cut[:, 1:].amax(dim=1), whole[:, 1:].amax(dim=1))
+    assert torch.equal(cut[:, 1:][kept], whole[:, 1:][kept])
+    # A row's own scale does not matter, nor do the other rows.
+    edges._jaccard[rule.beta] = whole / 2**torch.arange(N)[:, None]
+    assert torch.equal(edges.weight(rule)[:, 1:] > 0, kept)
+
+
+def test_relative_cut_of_a_table_of_samples_alone():
+    neighbors = Neighbors(torch.arange(3)[:, None], torch.ones(3, 1))
+    edges = Edges(neighbors, torch.ones(3, dtype=torch.int64))
+    assert edges.weight(EdgeRule('jaccard', relative=.9)).shape == (3, 1)
+
+
+@withCUDA
+def test_average_precision(device):
+    neighbors, trust, verdict = world(device=device)
+    y = np.arange(N) % 6
+    edges = Edges(neighbors, trust, verdict)
+    # By definition: over the pairs of one identity, the share of such pairs
+    # among all that are judged at least as high.
+    pairs = [(float(edges.verdict[i, r]), y[i] == y[j])
+             for i, row in enumerate(neighbors.index.tolist())
+             for r, j in enumerate(row) if r > 0]
+    shares = []
+    for v, same in pairs:
+        if same:
+            above = [s for w, s in pairs if w >= v]
+            shares.append(sum(above) / len(above))
+    assert edges.average_precision(y) == pytest.approx(np.mean(shares))
+    assert edges.average_precision(np.arange(N)) == 0.
+    right, truth = planted(.2, .9)
+    assert right.average_precision(truth) == 1.
+    with pytest.raises(ValueError, match='no verdict'):
+        Edges(neighbors, trust).average_precision(y)
 
 
 def test_choose_rule_by_the_rows_that_are_scored():
@@ -276,7 +324,11 @@ def test_choose_rule_by_the_rows_that_are_scored():
                             (np.arange(2 * n) >= n, .7)):
         rule, score = choose_rule(edges, both, rows, ('verdict', ))
         assert score == 1. and rule.threshold == threshold
-    assert choose_rule(edges, both, None, ('verdict', ))[1] < 1.
+    assert choose_rule(edges, both, None, ('verdict', ),
+                       relatives=(0., ))[1] < 1.
+    # No threshold suits both, but each sample's own does.
+    rule, score = choose_rule(edges, both, None, ('verdict', ))
+    assert score == 1. and rule.relative == .9
 
 
 def test_choose_rule_without_verdicts():

@@ -93,7 +93,10 @@ def test_fit():
     assert list(model.history_) == ['predictor', 'transformer']
     for history in model.history_.values():
         assert [row['epoch'] for row in history.rows] == [1]
-        assert 0 <= history.rows[0]['mean_f'] <= 1
+        row = history.rows[0]
+        # The first decides which epoch is kept.
+        assert list(row)[2] == 'average_precision'
+        assert 0 < row['average_precision'] <= 1 and 0 <= row['mean_f'] <= 1
     assert not hasattr(model, 'labels_')
     # The constructor's arguments stay what they were.
     assert model.get_params() == estimator().get_params()
@@ -212,7 +215,7 @@ def test_variants(tmp_path, predictor, attention):
     {'experts': 3}, {'experts': 2, 'attention': 'vanilla'},
     {'tokens': 'feature'}, {'merge': 'jaccard'}, {'merge': 'boundary'},
     {'adapt': True}, {'adapt': False},
-    {'power': 1.}, {'power': 2.},
+    {'relative': 0.}, {'relative': .95},
     {'center': True}, {'precision': 'bf16-mixed'}, {'epochs': 2,
                                                      'patience': 1},
     {'model_args': {**SMALL, 'lambda_form': 'reparam', 'mask': 'logits',
@@ -232,8 +235,10 @@ def test_other_arguments(tmp_path, kwargs):
         assert model.rule_.merge == kwargs['merge']
     if 'adapt' in kwargs:
         assert (model.rule_.merge == 'adapt') == kwargs['adapt']
-    powers = {kwargs['power']} if 'power' in kwargs else {1., 4.}
-    assert model.rule_.power in powers
+    if 'relative' in kwargs:
+        assert model.rule_.relative == kwargs['relative']
+    else:
+        assert model.rule_.relative in {0., .8, .9}
 
 
 @pytest.mark.parametrize('size,parameters', [('small', 128), ('base', 256)])
@@ -581,7 +586,7 @@ def test_exploding_is_an_error(tmp_path, monkeypatch):
     ({'tokens': 'pixels'}, "'tokens' must be .*'pixels'"),
     ({'size': 'large'}, "'size' must be .*'small', 'base'.*'large'"),
     ({'merge': 'median'}, "'merge' must be .*'boundary'.*'median'"),
-    ({'power': 0.}, "'power' must be positive .got 0.0"),
+    ({'relative': 1.1}, "'relative' must be between 0 and 1 .got 1.1"),
     ({'val_share': 0.}, "'val_share' must be between 0 and 1 .got 0.0"),
     ({'val_share': 1.}, "'val_share' must be between 0 and 1 .got 1.0"),
     ({'experts': 0}, "'experts' must be at least 1 .got 0"),
@@ -660,7 +665,7 @@ def test_augmented_models_train_and_repeat():
 
 
 @pytest.mark.parametrize('labels,given,expected', [
-    ('true', {}, True), ('one', {}, False), ('true', {'power': 1.}, False),
+    ('true', {}, True), ('one', {}, False), ('true', {'relative': 0.}, False),
     ('true', {'merge': 'mean'}, False), ('one', {'adapt': True}, True),
     ('true', {'adapt': False}, False)])
 def test_held_out_identities_decide_whether_to_adapt(

@@ -18,7 +18,7 @@ from torch_sdt.progress import progress
 MERGES = ('jaccard', 'verdict', 'mean', 'boundary')
 # The paper's, 'boundary', is there to be compared with.
 DEFAULT_MERGES = MERGES[:3]
-DEFAULT_POWERS = (1., 4.)
+DEFAULT_RELATIVES = (0., .8, .9)
 
 
 class EdgeRule(NamedTuple):
@@ -40,8 +40,9 @@ class EdgeRule(NamedTuple):
         markov_time (float): The resolution of the map equation.
         eta (float): The :math:`\eta` of :obj:`"boundary"`.
         margin (int): Its margin.
-        power (float): What remains is raised to this power, so that sure
-            edges outweigh many doubtful ones.
+        relative (float): Of what remains, each sample keeps its edges of at
+            least this share of its strongest: where many doubtful edges lead
+            to look-alikes, they would outweigh the few sure ones.
     """
     merge: str = 'mean'
     beta: float = .7
@@ -49,7 +50,7 @@ class EdgeRule(NamedTuple):
     markov_time: float = 1.
     eta: float = .6
     margin: int = 10
-    power: float = 1.
+    relative: float = 0.
 
 
 class Edges:
@@ -97,7 +98,8 @@ class Edges:
 
     def weight(self, rule: EdgeRule) -> Tensor:
         r"""The weights of a rule, 0 where there is no edge, shape
-        ``[N, K]``.
+        ``[N, K]``. With :obj:`relative` above 0 the two directions of an
+        edge may differ: one may keep it and the other not.
         """
         if rule.merge == 'verdict':
             weight = self._verdict()
@@ -110,8 +112,11 @@ class Edges:
         else:
             raise ValueError(f"'merge' must be one of {list(MERGES)} (got "
                              f"'{rule.merge}')")
-        weight = weight.masked_fill(weight < rule.threshold, 0.)
-        return weight if rule.power == 1 else weight**rule.power
+        least = weight.new_full((weight.size(0), 1), rule.threshold)
+        if rule.relative > 0 and weight.size(1) > 1:
+            strongest = weight[:, 1:].amax(dim=1, keepdim=True)
+            least = torch.maximum(least, rule.relative * strongest)
+        return weight.masked_fill(weight < least, 0.)
 
     def cluster(self, rule: EdgeRule, backend: Optional[str] = None,
                 seed: int = 0) -> Tensor:
@@ -124,6 +129,22 @@ class Edges:
             backend = 'torch' if on_gpu else 'numba'
         return table_communities(self.neighbors, self.weight(rule), backend,
                                  rule.markov_time, seed)
+
+    def average_precision(self, y: np.ndarray) -> float:
+        r"""The average precision of the verdict on all pairs of the table but
+        a sample and itself; 0 if no two of one identity are among them.
+
+        Args:
+            y (numpy.ndarray): Identities, shape ``[N]``.
+        """
+        from sklearn.metrics import average_precision_score
+
+        index = self.neighbors.index[:, 1:].cpu().numpy()
+        same = y[index] == y[:, None]
+        if not same.any():
+            return 0.
+        verdict = self._verdict()[:, 1:].cpu().numpy()
+        return float(average_precision_score(same.ravel(), verdict.ravel()))
 
     def _verdict(self) -> Tensor:
         if self.verdict is None:
@@ -141,8 +162,8 @@ class Edges:
         return weight.masked_fill(near & (verdict < 1 - rule.eta), 0.)
 
 
-# What choose_rule tries for each power: every threshold of every merge and beta
-# first, then other Markov times of the best.
+# What choose_rule tries for each relative cut: every threshold of every merge
+# and beta first, then other Markov times of the best.
 _BETAS = (.5, .7, 1.)
 _THRESHOLDS = {
     'jaccard': (0., .1, .2, .3, .4, .5),
@@ -152,19 +173,19 @@ _THRESHOLDS = {
 }
 _ETAS = (.6, .8)
 _MARKOV_TIMES = (.7, 1.5, 2.)
-# What another power must gain over those before it: scores on some hundred
+# What another one must gain over those before it: scores on some hundred
 # identities differ by less for no reason.
 MARGIN = .003
 
 
-def rules(merges: Sequence[str] = DEFAULT_MERGES, power: float = 1.
+def rules(merges: Sequence[str] = DEFAULT_MERGES, relative: float = 0.
           ) -> List[EdgeRule]:
     r"""The rules that :meth:`choose_rule` compares at Markov time 1."""
     out = []
     for merge in merges:
         betas = _BETAS if merge != 'verdict' else (EdgeRule().beta, )
         etas = _ETAS if merge == 'boundary' else (EdgeRule().eta, )
-        out += [EdgeRule(merge, beta, threshold, eta=eta, power=power)
+        out += [EdgeRule(merge, beta, threshold, eta=eta, relative=relative)
                 for beta in betas for eta in etas
                 for threshold in _THRESHOLDS[merge]]
     return out
@@ -177,7 +198,7 @@ def choose_rule(
     merges: Sequence[str] = DEFAULT_MERGES,
     seed: int = 0,
     verbose: bool = False,
-    powers: Sequence[float] = DEFAULT_POWERS,
+    relatives: Sequence[float] = DEFAULT_RELATIVES,
 ) -> Tuple[EdgeRule, float]:
     r"""The rule whose clusters score best on labelled samples.
 
@@ -191,8 +212,8 @@ def choose_rule(
         seed (int, optional): Seed of the map equation. (default: :obj:`0`)
         verbose (bool, optional): If :obj:`True`, shows a progress bar.
             (default: :obj:`False`)
-        powers (sequence of float, optional): Which powers to try; a later
-            one must be better by .003. (default: 1 and 4)
+        relatives (sequence of float, optional): Which relative cuts to try; a
+            later one must be better by .003. (default: 0, .8 and .9)
 
     Returns:
         (EdgeRule, float): The best rule, the first of equals, and its score,
@@ -200,7 +221,7 @@ def choose_rule(
     """
     if edges.verdict is None and tuple(merges) == DEFAULT_MERGES:
         merges = ('jaccard', )
-    total = len(powers) * (len(rules(merges)) + len(_MARKOV_TIMES))
+    total = len(relatives) * (len(rules(merges)) + len(_MARKOV_TIMES))
     with progress(total, 'edge rule', verbose, 'rules') as bar:
 
         def best_of(tried: Sequence[EdgeRule]) -> Tuple[EdgeRule, float]:
@@ -212,8 +233,8 @@ def choose_rule(
             return max(zip(tried, scores), key=lambda found: found[1])
 
         found = []
-        for power in powers:
-            rule, score = best_of(rules(merges, power))
+        for relative in relatives:
+            rule, score = best_of(rules(merges, relative))
             slower = best_of([rule._replace(markov_time=time)
                               for time in _MARKOV_TIMES])
             found.append(slower if slower[1] > score else (rule, score))

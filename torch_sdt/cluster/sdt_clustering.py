@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_sdt.cluster._arguments import check_known
 from torch_sdt.cluster.edges import (
     DEFAULT_MERGES,
-    DEFAULT_POWERS,
+    DEFAULT_RELATIVES,
     MERGES,
     EdgeRule,
     Edges,
@@ -124,12 +124,13 @@ class SDTClustering(TrainedClustering):
         merge (str, optional): One of :class:`~torch_sdt.cluster.EdgeRule`'s
             merges. (default: whichever is best, without the paper's
             :obj:`"boundary"`)
-        power (float, optional): The power of
-            :class:`~torch_sdt.cluster.EdgeRule`. (default: 1 or 4, whichever
-            is best)
+        relative (float, optional): The relative cut of
+            :class:`~torch_sdt.cluster.EdgeRule`. (default: 0, .8 or .9,
+            whichever is best)
         adapt (bool, optional): Whether :meth:`predict` finds settings on each
             set without labels, in place of a rule. (default: where that is
-            clearly better and neither :obj:`merge` nor :obj:`power` is given)
+            clearly better and neither :obj:`merge` nor :obj:`relative` is
+            given)
         epochs (int, optional): Passes of each training. (default: as many as
             show 40,000 subgraphs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
@@ -166,8 +167,8 @@ class SDTClustering(TrainedClustering):
     """
     _rule = EdgeRule
     _networks = ('predictor', 'transformer')
-    _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge', 'power',
-                   'adapt')
+    _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge',
+                   'relative', 'adapt')
 
     def __init__(
         self,
@@ -181,7 +182,7 @@ class SDTClustering(TrainedClustering):
         size: str = 'small',
         model_args: Optional[Dict[str, Any]] = None,
         merge: Optional[str] = None,
-        power: Optional[float] = None,
+        relative: Optional[float] = None,
         adapt: Optional[bool] = None,
         epochs: Optional[int] = None,
         lr: float = 1e-3,
@@ -205,7 +206,7 @@ class SDTClustering(TrainedClustering):
         self.size = size
         self.model_args = model_args
         self.merge = merge
-        self.power = power
+        self.relative = relative
         self.adapt = adapt
         self.epochs = epochs
         self.lr = lr
@@ -265,8 +266,9 @@ class SDTClustering(TrainedClustering):
                              or self.predictor != 'rank'):
             raise ValueError("'augment' needs tokens='relation' and "
                              "predictor='rank'")
-        if self.power is not None and not self.power > 0:
-            raise ValueError(f"'power' must be positive (got {self.power})")
+        if self.relative is not None and not 0 <= self.relative <= 1:
+            raise ValueError(f"'relative' must be between 0 and 1 (got "
+                             f"{self.relative})")
         if self.experts < 1:
             raise ValueError(f"'experts' must be at least 1 (got "
                              f"{self.experts})")
@@ -339,17 +341,21 @@ class SDTClustering(TrainedClustering):
 
     def _validate(self, table: Table, y: np.ndarray,
                   trust: Optional[Tensor]) -> Dict[str, float]:
-        # A quick look: the model in training alone, at one rule.
+        # The model in training alone. Its verdict's average precision tells
+        # epochs apart, also where any verdict clusters the few held-out
+        # identities well, or none does; clusters, at one rule, are a look.
         if trust is None:
             first = self._trust(table)
             edges = Edges(table.neighbors, first,
                           first if first.dim() == 2 else None)
         else:
             edges = self._edges(table, trust)
-        rule = EdgeRule('mean' if edges.verdict is not None else 'jaccard',
-                        threshold=.4 if edges.verdict is not None else 0.)
+        scores, rule = {}, EdgeRule('jaccard', threshold=0.)
+        if edges.verdict is not None:
+            scores['average_precision'] = edges.average_precision(y)
+            rule = EdgeRule('mean', threshold=.4)
         cluster = edges.cluster(rule, seed=self.seed).cpu().numpy()
-        return {'mean_f': mean_fscore(y, cluster)}
+        return {**scores, 'mean_f': mean_fscore(y, cluster)}
 
     def _measure(self, table: Table) -> Measured:
         return Measured(table, self._edges(table))
@@ -357,12 +363,14 @@ class SDTClustering(TrainedClustering):
     def _best_rule(self, measured: Measured, y: np.ndarray,
                    scored: np.ndarray) -> Tuple[EdgeRule, float]:
         merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
-        powers = DEFAULT_POWERS if self.power is None else (self.power, )
+        relatives: Sequence[float] = DEFAULT_RELATIVES
+        if self.relative is not None:
+            relatives = (self.relative, )
         found = []
         if not self.adapt:
             found.append(choose_rule(measured.edges, y, scored, merges,
-                                     self.seed, self.verbose, powers))
-        free = {self.adapt, self.merge, self.power} == {None}
+                                     self.seed, self.verbose, relatives))
+        free = {self.adapt, self.merge, self.relative} == {None}
         if self.adapt or (free and measured.edges.verdict is not None):
             cluster = self._partition(measured, _ADAPT).cpu().numpy()
             found.append((_ADAPT, mean_fscore(y, cluster, scored)))
