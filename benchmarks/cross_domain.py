@@ -3,7 +3,7 @@ r"""Can a model that has only seen synthetic faces cluster anything?
     python benchmarks/cross_domain.py
 
 `SDTClustering` with relation tokens learns on the MS1M twin (300 identities of
-256-d features), plainly and on random views (`augment=True`), and is applied
+256-d features), plainly and on random views (`augment='all'`), and is applied
 unchanged to LFW faces (128-d), to all Omniglot drawings (128-d) and to
 scikit-learn's digits (64-d): with the edge rule of the twin, and with settings
 found without labels (`adapt=True`). Beside it, the untrained estimators on the
@@ -74,7 +74,7 @@ for seed in range(args.seeds):
             continue
         (x_train, y_train, _), _ = twin(seed)
         model = SDTClustering(center=True, seed=seed,
-                              augment=kind == 'augmented')
+                              augment='all' if kind == 'augmented' else 'none')
         model.fit(x_train, y_train)
         model.center = False  # The tables' features are centred already.
         for name, (x, y, neighbors) in tables.items():

@@ -117,6 +117,7 @@ PUBLIC = {
         'TopKPredictor',
     ],
     'loader': [
+        'AlternatingLoader',
         'BatchLoader',
         'NeighborPairs',
         'NeighborSubgraphs',

@@ -586,6 +586,9 @@ def test_exploding_is_an_error(tmp_path, monkeypatch):
     ({'tokens': 'pixels'}, "'tokens' must be .*'pixels'"),
     ({'size': 'large'}, "'size' must be .*'small', 'base'.*'large'"),
     ({'merge': 'median'}, "'merge' must be .*'boundary'.*'median'"),
+    ({'augment': 'some'}, "'augment' must be .*'half'.* 'some'"),
+    ({'augment': 'all', 'tokens': 'feature'}, "augment='all' needs"),
+    ({'augment': 'half', 'predictor': 'bilstm'}, "augment='half' needs"),
     ({'relative': 1.1}, "'relative' must be between 0 and 1 .got 1.1"),
     ({'val_share': 0.}, "'val_share' must be between 0 and 1 .got 0.0"),
     ({'val_share': 1.}, "'val_share' must be between 0 and 1 .got 1.0"),
@@ -654,14 +657,22 @@ def test_bad_features_to_predict(spoil, message):
 # Features of other kinds #####################################################
 
 
-def test_augmented_models_train_and_repeat():
+@pytest.mark.parametrize('augment', ['none', 'half', 'all'])
+def test_augmented_models_train_and_repeat(augment):
     x, y = world()
-    first, second = (estimator(augment=True, epochs=1).fit(x, y)
+    first, second = (estimator(augment=augment, epochs=1).fit(x, y)
                      for _ in range(2))
     assert equal(first, second)
-    assert not equal(first, fitted())
-    with pytest.raises(ValueError, match="'augment' needs"):
-        estimator(augment=True, tokens='feature').fit(x, y)
+    # Half of the batches is the default.
+    assert equal(first, estimator(epochs=1).fit(x, y)) == (augment == 'half')
+
+
+def test_no_views_where_the_networks_cannot_take_them(monkeypatch):
+    x, y = world()
+    monkeypatch.setattr('torch_sdt.cluster.sdt_clustering.RandomViews', never)
+    for kwargs in ({'tokens': 'feature'}, {'predictor': 'regression'},
+                   {'augment': 'none'}):
+        estimator(epochs=1, **kwargs).fit(x, y)
 
 
 @pytest.mark.parametrize('labels,given,expected', [

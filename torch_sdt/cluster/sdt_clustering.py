@@ -20,7 +20,7 @@ from torch_sdt.cluster.edges import (
 )
 from torch_sdt.cluster.topk_jaccard_clustering import TopKJaccardClustering
 from torch_sdt.cluster.trained import Table, TrainedClustering
-from torch_sdt.loader import NeighborSubgraphs, RandomViews
+from torch_sdt.loader import AlternatingLoader, NeighborSubgraphs, RandomViews
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.nn.models import (
     AdaptiveFilter,
@@ -41,6 +41,7 @@ SIZES: Dict[str, Dict[str, int]] = {
 }
 PREDICTORS = ('rank', 'regression', 'bilstm')
 TOKENS = ('relation', 'feature')
+AUGMENTS = ('none', 'half', 'all')
 
 _VIEW_SIZE = 4_000
 # Subgraphs that a GPU judges at once; batches to learn from it leave idle.
@@ -111,10 +112,14 @@ class SDTClustering(TrainedClustering):
             blocks; more than one is MoE-SDT. (default: :obj:`1`)
         tokens (str, optional): :obj:`"relation"`, or :obj:`"feature"` to add
             the features themselves. (default: :obj:`"relation"`)
-        augment (bool, optional): If :obj:`True`, trains on
-            :class:`~torch_sdt.loader.RandomViews`, another in each epoch: for
-            models that shall serve features of other kinds.
-            (default: :obj:`False`)
+        augment (str, optional): Whether networks train on
+            :class:`~torch_sdt.loader.RandomViews`: :obj:`"none"`;
+            :obj:`"half"`, every other batch
+            (:class:`~torch_sdt.loader.AlternatingLoader`), so that they learn
+            more than the density of one set; or :obj:`"all"`, another view in
+            each epoch, for models that shall serve features of other kinds.
+            (default: :obj:`"half"` where :obj:`tokens` and :obj:`predictor`
+            allow it)
         size (str, optional): :obj:`"small"` (2 layers of width 128) or
             :obj:`"base"` (3 of width 256, for GPUs).
             (default: :obj:`"small"`)
@@ -178,7 +183,7 @@ class SDTClustering(TrainedClustering):
         attention: Optional[str] = 'sparse-diff',
         experts: int = 1,
         tokens: str = 'relation',
-        augment: bool = False,
+        augment: Optional[str] = None,
         size: str = 'small',
         model_args: Optional[Dict[str, Any]] = None,
         merge: Optional[str] = None,
@@ -230,10 +235,13 @@ class SDTClustering(TrainedClustering):
 
     def _learn_network(self, name: str, table: Table, y: Tensor,
                        held_out: Table, y_held_out: Tensor) -> None:
-        if self.augment:
+        views, augment = None, self._augment()
+        if augment != 'none':
             relate = None if name == 'predictor' else self._infer_trust
-            self._train(name, RandomViews(table.x, y, self.k_, _VIEW_SIZE,
-                                          relate, self.batch_size, self.seed))
+            views = RandomViews(table.x, y, self.k_, _VIEW_SIZE, relate,
+                                self.batch_size, self.seed)
+        if views is not None and augment == 'all':
+            self._train(name, views)
             return
         first = first_held_out = None
         if name == 'transformer':
@@ -243,14 +251,22 @@ class SDTClustering(TrainedClustering):
             return self._validate(held_out, y_held_out.cpu().numpy(),
                                   first_held_out)
 
-        self._train(name, self._loader(table, first, y, shuffle=True),
-                    validate)
+        loader = self._loader(table, first, y, shuffle=True)
+        self._train(name, loader if views is None else
+                    AlternatingLoader(loader, views), validate)
+
+    def _augment(self) -> str:
+        # Views have other features, and their relations are probabilities.
+        if self.tokens != 'relation' or self.predictor != 'rank':
+            return 'none'
+        return self.augment or 'half'
 
     def _check_arguments(self) -> None:
         for name, value, known in (
                 ('predictor', self.predictor, PREDICTORS),
                 ('attention', self.attention, (*ATTENTIONS, None)),
                 ('tokens', self.tokens, TOKENS),
+                ('augment', self.augment, (*AUGMENTS, None)),
                 ('size', self.size, tuple(SIZES)),
                 ('merge', self.merge, (*MERGES, None))):
             check_known(name, value, known)
@@ -262,10 +278,9 @@ class SDTClustering(TrainedClustering):
                                  f"'{self.merge}')")
             if self.adapt:
                 raise ValueError(_NO_VERDICT)
-        if self.augment and (self.tokens != 'relation'
-                             or self.predictor != 'rank'):
-            raise ValueError("'augment' needs tokens='relation' and "
-                             "predictor='rank'")
+        if (self.augment or 'none') != self._augment() == 'none':
+            raise ValueError(f"augment='{self.augment}' needs "
+                             f"tokens='relation' and predictor='rank'")
         if self.relative is not None and not 0 <= self.relative <= 1:
             raise ValueError(f"'relative' must be between 0 and 1 (got "
                              f"{self.relative})")

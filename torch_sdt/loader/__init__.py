@@ -1,4 +1,5 @@
 r"""Batches of neighbour subgraphs."""
+from .alternating_loader import AlternatingLoader
 from .batch_loader import BatchLoader
 from .neighbor_pairs import NeighborPairs, PairBatch
 from .neighbor_subgraphs import NeighborSubgraphs, SubgraphBatch
@@ -14,6 +15,7 @@ __all__ = [
     'NeighborPairs',
     'PairBatch',
     'RandomViews',
+    'AlternatingLoader',
     'StructurePreservedSubgraphs',
     'PivotSubgraphs',
     'PivotBatch',
