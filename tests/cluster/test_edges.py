@@ -234,11 +234,12 @@ def test_choose_rule_returns_the_best_of_all(relatives):
 
 
 @pytest.mark.parametrize('scores,best', [
-    ([.5], 0), ([.5, .5], 0), ([.5, .502], 0), ([.5, .504], 1),
-    ([.5, .502, .504], 2), ([.5, .504, .506], 1), ([.5, .2, .504], 2)])
+    ([.5], 0), ([.5, .5], 0), ([.5, .508], 0), ([.5, .512], 1),
+    ([.5, .508, .512], 2), ([.5, .512, .52], 1), ([.5, .2, .512], 2)])
 def test_later_candidates_must_be_clearly_better(scores, best):
-    assert module.first_of_the_best(
-        list(enumerate(scores))) == (best, scores[best])
+    found = list(enumerate(scores))
+    assert module.first_of_the_best(found) == (best, scores[best])
+    assert module.first_of_the_best(found, 0.)[1] == max(scores)
 
 
 def test_choose_rule_among_relative_cuts():

@@ -238,7 +238,7 @@ def test_other_arguments(tmp_path, kwargs):
     if 'relative' in kwargs:
         assert model.rule_.relative == kwargs['relative']
     else:
-        assert model.rule_.relative in {0., .8, .9}
+        assert model.rule_.relative in {0., .9}
 
 
 @pytest.mark.parametrize('size,parameters', [('small', 128), ('base', 256)])

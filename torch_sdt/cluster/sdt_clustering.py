@@ -50,6 +50,8 @@ _NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
                "attention=None has from predictor='rank' only")
 # No rule of edges: settings that suit the samples at hand.
 _ADAPT = EdgeRule('adapt')
+# What they must gain over the best rule.
+_ADAPT_MARGIN = .003
 
 
 class Measured(NamedTuple):
@@ -130,8 +132,8 @@ class SDTClustering(TrainedClustering):
             merges. (default: whichever is best, without the paper's
             :obj:`"boundary"`)
         relative (float, optional): The relative cut of
-            :class:`~torch_sdt.cluster.EdgeRule`. (default: 0, .8 or .9,
-            whichever is best)
+            :class:`~torch_sdt.cluster.EdgeRule`. (default: .9, or 0 where that
+            is clearly better)
         adapt (bool, optional): Whether :meth:`predict` finds settings on each
             set without labels, in place of a rule. (default: where that is
             clearly better and neither :obj:`merge` nor :obj:`relative` is
@@ -389,7 +391,7 @@ class SDTClustering(TrainedClustering):
         if self.adapt or (free and measured.edges.verdict is not None):
             cluster = self._partition(measured, _ADAPT).cpu().numpy()
             found.append((_ADAPT, mean_fscore(y, cluster, scored)))
-        return first_of_the_best(found)
+        return first_of_the_best(found, _ADAPT_MARGIN)
 
     def _partition(self, measured: Measured, rule: EdgeRule) -> Tensor:
         if rule.merge == _ADAPT.merge:
