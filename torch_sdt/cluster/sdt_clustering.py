@@ -237,13 +237,9 @@ class SDTClustering(TrainedClustering):
 
     def _learn_network(self, name: str, table: Table, y: Tensor,
                        held_out: Table, y_held_out: Tensor) -> None:
-        views, augment = None, self._augment()
-        if augment != 'none':
-            relate = None if name == 'predictor' else self._infer_trust
-            views = RandomViews(table.x, y, self.k_, _VIEW_SIZE, relate,
-                                self.batch_size, self.seed)
-        if views is not None and augment == 'all':
-            self._train(name, views)
+        augment = self._augment()
+        if augment == 'all':
+            self._train(name, self._views(name, table, y))
             return
         first = first_held_out = None
         if name == 'transformer':
@@ -254,8 +250,13 @@ class SDTClustering(TrainedClustering):
                                   first_held_out)
 
         loader = self._loader(table, first, y, shuffle=True)
-        self._train(name, loader if views is None else
-                    AlternatingLoader(loader, views), validate)
+        self._train(name, loader if augment == 'none' else AlternatingLoader(
+            loader, self._views(name, table, y)), validate)
+
+    def _views(self, name: str, table: Table, y: Tensor) -> RandomViews:
+        relate = None if name == 'predictor' else self._infer_trust
+        return RandomViews(table.x, y, self.k_, _VIEW_SIZE, relate,
+                           self.batch_size, self.seed)
 
     def _augment(self) -> str:
         # Views have other features, and their relations are probabilities.
