@@ -331,17 +331,19 @@ class SDTClustering(TrainedClustering):
             seed=self.seed)
 
     def _trust(self, table: Table) -> Tensor:
-        return self._infer_trust(self._loader(table), table.folder)
+        return self._infer_trust(self._loader(table), table.folder,
+                                 self.verbose)
 
     def _infer_trust(self, loader: NeighborSubgraphs,
-                     folder: Optional[str] = None) -> Tensor:
+                     folder: Optional[str] = None, verbose: bool = False
+                     ) -> Tensor:
         # The first model's probabilities [N, K], or its k [N].
         model: Any = self.predictor_
         rank = self.predictor == 'rank'
         return infer(
             model, loader,
             lambda batch: model(batch).sigmoid() if rank else
-            model.predict(batch), self.precision, 'Top-K', self.verbose,
+            model.predict(batch), self.precision, 'Top-K', verbose,
             folder and os.path.join(folder, 'predictor'))
 
     def _edges(self, table: Table, trust: Optional[Tensor] = None) -> Edges:
