@@ -11,7 +11,6 @@
 # `<root>/features/msmt17_test.npy`, `<root>/labels/msmt17_test.npy`.
 import argparse
 import os.path as osp
-from functools import partial
 
 import torch
 from _report import read, report, tuned_cosine
@@ -27,11 +26,7 @@ from torch_sdt.cluster import (
     split_identities,
 )
 from torch_sdt.datasets import FeatureFiles
-from torch_sdt.loader import (
-    AlternatingLoader,
-    NeighborSubgraphs,
-    RandomViews,
-)
+from torch_sdt.loader import NeighborSubgraphs
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.nn import MapEquationPool, SparseDiffTransformer, TopKPredictor
 from torch_sdt.ops import (
@@ -99,11 +94,8 @@ def subgraphs(data, trust=None, **kwargs):
 
 def judge(model, data, trust=None):
     r"""The probability that a model gives to each neighbour, [N, K]."""
-    return probability(model, subgraphs(data, trust))
-
-
-def probability(model, loader):
-    return infer(model, loader, lambda batch: model(batch).sigmoid())
+    return infer(model, subgraphs(data, trust),
+                 lambda batch: model(batch).sigmoid())
 
 
 def train(model, name, data, held_out, predictor=None):
@@ -120,13 +112,9 @@ def train(model, name, data, held_out, predictor=None):
         return {'average_precision':
                 edges.average_precision(held_out.y.numpy())}
 
-    # Every other batch is of a random view of the samples.
-    relate = None if predictor is None else partial(probability, predictor)
-    loader = AlternatingLoader(
-        subgraphs(data, first, y=data.y, shuffle=True),
-        RandomViews(data.x, data.y, args.k, relate=relate, seed=args.seed))
     trainer = Trainer(args.epochs, seed=args.seed, name=name, verbose=True)
-    history = trainer.fit(model, loader, validate)
+    history = trainer.fit(model, subgraphs(data, first, y=data.y,
+                                           shuffle=True), validate)
     for row in history.rows:
         print(f"{name}, epoch {row['epoch']}: loss {row['loss']:.4f}, average "
               f"precision on held-out people "
@@ -203,8 +191,8 @@ with stages('components'):
 
 if args.packaged:
     with stages('SDTClustering'):
-        # Settings without labels, a further candidate, are left out above.
-        model = SDTClustering(args.k, args.center, adapt=False,
+        # Settings without labels and random views are left out above.
+        model = SDTClustering(args.k, args.center, augment='none', adapt=False,
                               epochs=args.epochs, seed=args.seed,
                               verbose=True)
         model.fit(learn.x, learn.y)

@@ -20,6 +20,7 @@ from torch_sdt.cluster import (
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.datasets import SyntheticFaces
 from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.loader import AlternatingLoader
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.nn import (
     AdaptiveFilter,
@@ -663,16 +664,32 @@ def test_augmented_models_train_and_repeat(augment):
     first, second = (estimator(augment=augment, epochs=1).fit(x, y)
                      for _ in range(2))
     assert equal(first, second)
-    # Half of the batches is the default.
-    assert equal(first, estimator(epochs=1).fit(x, y)) == (augment == 'half')
+    # None is the default where few epochs are asked for.
+    assert equal(first, estimator(epochs=1).fit(x, y)) == (augment == 'none')
+
+
+@pytest.mark.parametrize('kwargs,expected', [
+    ({'epochs': 11}, True), ({'epochs': 10}, False), ({'epochs': None}, True),
+    ({'epochs': 1, 'augment': 'half'}, True),
+    ({'epochs': 11, 'augment': 'none'}, False)])
+def test_views_where_a_set_would_be_learned_by_heart(monkeypatch, kwargs,
+                                                     expected):
+    # A hundred samples would be shown 25 times.
+    loaders = []
+    monkeypatch.setattr(SDTClustering, '_train',
+                        lambda self, name, loader, *_: loaders.append(loader))
+    monkeypatch.setattr(SDTClustering, '_choose', lambda self, *args: None)
+    estimator(**kwargs).fit(*world())
+    assert len(loaders) == 2
+    for loader in loaders:
+        assert isinstance(loader, AlternatingLoader) == expected
 
 
 def test_no_views_where_the_networks_cannot_take_them(monkeypatch):
     x, y = world()
     monkeypatch.setattr('torch_sdt.cluster.sdt_clustering.RandomViews', never)
-    for kwargs in ({'tokens': 'feature'}, {'predictor': 'regression'},
-                   {'augment': 'none'}):
-        estimator(epochs=1, **kwargs).fit(x, y)
+    for kwargs in ({'tokens': 'feature'}, {'predictor': 'regression'}):
+        estimator(epochs=11, **kwargs).fit(x, y)
 
 
 @pytest.mark.parametrize('labels,given,expected', [

@@ -44,6 +44,8 @@ TOKENS = ('relation', 'feature')
 AUGMENTS = ('none', 'half', 'all')
 
 _VIEW_SIZE = 4_000
+# After so many epochs a small set is known by heart: how dense it is.
+_BY_HEART = 10
 # Subgraphs that a GPU judges at once; batches to learn from it leave idle.
 _GPU_BATCH = 4096
 _NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
@@ -120,8 +122,8 @@ class SDTClustering(TrainedClustering):
             (:class:`~torch_sdt.loader.AlternatingLoader`), so that they learn
             more than the density of one set; or :obj:`"all"`, another view in
             each epoch, for models that shall serve features of other kinds.
-            (default: :obj:`"half"` where :obj:`tokens` and :obj:`predictor`
-            allow it)
+            (default: :obj:`"half"` where a sample would be shown more than
+            ten times, and :obj:`tokens` and :obj:`predictor` allow it)
         size (str, optional): :obj:`"small"` (2 layers of width 128) or
             :obj:`"base"` (3 of width 256, for GPUs).
             (default: :obj:`"small"`)
@@ -237,7 +239,7 @@ class SDTClustering(TrainedClustering):
 
     def _learn_network(self, name: str, table: Table, y: Tensor,
                        held_out: Table, y_held_out: Tensor) -> None:
-        augment = self._augment()
+        augment = self._augment(len(y))
         if augment == 'all':
             self._train(name, self._views(name, table, y))
             return
@@ -258,11 +260,15 @@ class SDTClustering(TrainedClustering):
         return RandomViews(table.x, y, self.k_, _VIEW_SIZE, relate,
                            self.batch_size, self.seed)
 
-    def _augment(self) -> str:
+    def _augment(self, items: int) -> str:
+        if self.augment is not None:
+            return self.augment
+        by_heart = self._epochs(items) > _BY_HEART
+        return 'half' if by_heart and self._takes_views() else 'none'
+
+    def _takes_views(self) -> bool:
         # Views have other features, and their relations are probabilities.
-        if self.tokens != 'relation' or self.predictor != 'rank':
-            return 'none'
-        return self.augment or 'half'
+        return self.tokens == 'relation' and self.predictor == 'rank'
 
     def _check_arguments(self) -> None:
         for name, value, known in (
@@ -281,7 +287,7 @@ class SDTClustering(TrainedClustering):
                                  f"'{self.merge}')")
             if self.adapt:
                 raise ValueError(_NO_VERDICT)
-        if (self.augment or 'none') != self._augment() == 'none':
+        if self.augment in {'half', 'all'} and not self._takes_views():
             raise ValueError(f"augment='{self.augment}' needs "
                              f"tokens='relation' and predictor='rank'")
         if self.relative is not None and not 0 <= self.relative <= 1:

@@ -200,12 +200,14 @@ class TrainedClustering(BaseEstimator):
             empty = validate.nodes.numel() == 0
             validate = None if empty else partial(_negative_loss,
                                                   loader=validate)
-        most = _MOST_EPOCHS * shown // _SHOWN
-        items = max(loader.nodes.numel(), 1)
-        epochs = self.epochs or min(max(round(shown / items), 1), most)
-        trainer = self._trainer(epochs, name, loader.x.device)
+        trainer = self._trainer(self._epochs(loader.nodes.numel(), shown),
+                                name, loader.x.device)
         self.history_[name] = trainer.fit(
             getattr(self, f'{name}_'), loader, validate, self._fingerprint)
+
+    def _epochs(self, items: int, shown: int = _SHOWN) -> int:
+        most = _MOST_EPOCHS * shown // _SHOWN
+        return self.epochs or min(max(round(shown / max(items, 1)), 1), most)
 
     def _clusters(self, table: Table, y: Tensor) -> Validate:
         # Or it clusters held-out identities best, with their best rule: of
