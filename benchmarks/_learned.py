@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from sklearn.metrics import average_precision_score
 
 from torch_sdt.cluster import FCES, CosineMapEquation, split_identities
 from torch_sdt.datasets import FeatureFiles, SyntheticFaces
@@ -215,13 +214,6 @@ def percent(y, labels):
     scores = clustering_scores(y, labels)
     return {'pairwise_f': f'{100 * scores.pairwise.fscore:.2f}',
             'bcubed_f': f'{100 * scores.bcubed.fscore:.2f}'}
-
-
-def average_precision(neighbors, y, probability):
-    r"""Of the verdict on all pairs of the table but a sample and itself."""
-    same = y[neighbors.index.numpy()] == y[:, None]
-    return average_precision_score(same[:, 1:].ravel(),
-                                   probability[:, 1:].numpy().ravel())
 
 
 def best_on_labels(y, candidates):

@@ -30,13 +30,13 @@ from _learned import (
     Case,
     Rows,
     at_hand,
-    average_precision,
     omniglot,
     percent,
     twin,
 )
 
 from torch_sdt.cluster import Edges, choose_rule
+from torch_sdt.cluster.edges import average_precision
 from torch_sdt.io import atomic_path
 from torch_sdt.neighbors import Neighbors
 

@@ -137,14 +137,7 @@ class Edges:
         Args:
             y (numpy.ndarray): Identities, shape ``[N]``.
         """
-        from sklearn.metrics import average_precision_score
-
-        index = self.neighbors.index[:, 1:].cpu().numpy()
-        same = y[index] == y[:, None]
-        if not same.any():
-            return 0.
-        verdict = self._verdict()[:, 1:].cpu().numpy()
-        return float(average_precision_score(same.ravel(), verdict.ravel()))
+        return average_precision(self.neighbors, y, self._verdict())
 
     def _verdict(self) -> Tensor:
         if self.verdict is None:
@@ -268,6 +261,22 @@ def mean_fscore(y: np.ndarray, cluster: np.ndarray,
     pairwise = _harmonic((both - 1).sum() / max((size - 1).sum(), 1),
                          (both - 1).sum() / max((identity - 1).sum(), 1))
     return (pairwise + bcubed) / 2
+
+
+def average_precision(neighbors: Neighbors, y: np.ndarray,
+                      probability: Tensor) -> float:
+    r"""The average precision of a value of each entry, shape ``[N, K]``, on
+    all pairs of the table but a sample and itself; 0 if no two of one identity
+    are among them.
+    """
+    from sklearn.metrics import average_precision_score
+
+    index = neighbors.index[:, 1:].cpu().numpy()
+    same = y[index] == y[:, None]
+    if not same.any():
+        return 0.
+    found = probability[:, 1:].cpu().numpy()
+    return float(average_precision_score(same.ravel(), found.ravel()))
 
 
 def _sizes(y: np.ndarray, cluster: np.ndarray

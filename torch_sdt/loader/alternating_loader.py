@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Generic, Iterator, TypeVar
+from typing import Iterator, TypeVar
+
+from torch import Tensor
 
 from torch_sdt.loader.batch_loader import BatchLoader
 
 T = TypeVar('T')
 
 
-class AlternatingLoader(Generic[T]):
+class AlternatingLoader(BatchLoader[T]):
     r"""Batches of two loaders in turn, so that a model learns from both at
     once: from samples as they are, and from :class:`RandomViews` of them.
 
@@ -30,35 +32,25 @@ class AlternatingLoader(Generic[T]):
         if len(second) == 0:
             raise ValueError("'second' must have a batch (got an empty "
                              "loader)")
-        self.first, self.second = first, second
-        self.x, self.nodes = first.x, first.nodes
-        self.batch_size, self.seed = first.batch_size, first.seed
-        self.rank, self.world_size = first.rank, first.world_size
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        r"""Chooses what the next pass shows."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        r"""The number of batches, the same in every process."""
-        self._share_out()
-        return len(self.first)
+        super().__init__(first.nodes, first.batch_size, first.shuffle,
+                         first.seed, first.rank, first.world_size)
+        self.first, self.second, self.x = first, second, first.x
 
     def __iter__(self) -> Iterator[T]:
-        self._share_out()
+        for loader in (self.first, self.second):
+            loader.rank, loader.world_size = self.rank, self.world_size
         self.first.set_epoch(self.epoch)
-        num = len(self.first)
+        num = len(self)
         start = self.epoch * num
         turns = iter(self.first), self._endless(start)
         for step in range(start, start + num):
             yield next(turns[step % 2])
 
+    def gather(self, nodes: Tensor) -> T:
+        r"""The first loader's batch of some items."""
+        return self.first.gather(nodes)
+
     def _endless(self, epoch: int) -> Iterator[T]:
         for part in count(epoch):
             self.second.set_epoch(part)
             yield from self.second
-
-    def _share_out(self) -> None:
-        for loader in (self.first, self.second):
-            loader.rank, loader.world_size = self.rank, self.world_size
