@@ -15,8 +15,7 @@ characters with their rotations, the last third):
 * form of lambda, form of the mask, tokens;
 * merge: jaccard, verdict, mean, and the paper's boundary rule.
 
-Every variant chooses its edge rule, without a relative cut, on the same
-held-out training identities.
+Every variant chooses its edge rule on the same held-out training identities.
 Columns: both F in percent, average precision of the verdict on all pairs of the
 table (without a verdict, of the Jaccard), relative error of k (mean of |k - k*|
 / k*), parameters and inference milliseconds a node of what was trained. Goes on
@@ -58,7 +57,7 @@ args = parser.parse_args()
 rows = Rows(args.out)
 
 
-def score(c, first, second, merges, transform='sigmoid'):
+def score(c, first, second=None, merge=None, transform='sigmoid'):
     trust, size, cost = first
     verdict = trust if second == 'own' else None
     if second not in (None, 'own'):
@@ -68,8 +67,7 @@ def score(c, first, second, merges, transform='sigmoid'):
         part: Edges(c.table[part], trust[part],
                     None if verdict is None else verdict[part],
                     transform=transform) for part in ('learn', 'test')}
-    rule, _ = choose_rule(edges['learn'], c.y, c.held_out, merges, c.seed,
-                          relatives=(0., ))
+    rule, _ = choose_rule(edges['learn'], c.y, c.held_out, merge, c.seed)
     labels = edges['test'].cluster(rule, seed=c.seed).numpy()
     judged = edges['test'].verdict
     if judged is None:
@@ -88,47 +86,45 @@ def score(c, first, second, merges, transform='sigmoid'):
 def variants(c):
     r"""Name of the factor and the variant, and how it is run."""
     rank = partial(c.predictor)
-    all_merges = ['jaccard', 'verdict', 'mean']
-    only = ['jaccard']
     yield 'neighbourhood: all K', lambda: score(
-        c, c.fixed('all'), None, only)
+        c, c.fixed('all'))
     yield 'neighbourhood: all K, exponential', lambda: score(
-        c, c.fixed('all'), None, only, 'exponential')
+        c, c.fixed('all'), transform='exponential')
     yield 'neighbourhood: early stop, exponential', lambda: score(
-        c, c.fixed('early stop'), None, only, 'exponential')
+        c, c.fixed('early stop'), transform='exponential')
     yield 'neighbourhood: BiLSTM', lambda: score(
-        c, c.predictor('bilstm'), None, only)
+        c, c.predictor('bilstm'))
     yield 'neighbourhood: Transformer, regression', lambda: score(
-        c, c.predictor('regression'), None, only)
+        c, c.predictor('regression'))
     yield 'neighbourhood: Transformer, rank', lambda: score(
-        c, rank(), None, only)
+        c, rank())
     yield 'neighbourhood: Transformer, rank, vanilla', lambda: score(
-        c, rank(attention='vanilla'), None, only)
+        c, rank(attention='vanilla'))
     yield 'neighbourhood: Transformer, rank, exponential', lambda: score(
-        c, rank(), None, only, 'exponential')
+        c, rank(), transform='exponential')
     yield 'neighbourhood: oracle', lambda: score(
-        c, c.fixed('oracle'), None, only)
+        c, c.fixed('oracle'))
     yield "verdict: predictor's own", lambda: score(
-        c, rank(), 'own', all_merges)
+        c, rank(), 'own')
     for name, more in (
             ('vanilla', dict(attention='vanilla')),
             ('diff', dict(attention='diff')),
             ('sparse-diff (default)', {}),
             ('MoE', dict(experts=4))):
         yield f'verdict: {name}', partial(
-            lambda more: score(c, rank(), c.sdt(rank()[0], **more),
-                               all_merges), more)
+            lambda more: score(c, rank(), c.sdt(rank()[0], **more)),
+            more)
     yield 'lambda: reparam', lambda: score(
-        c, rank(), c.sdt(rank()[0], lambda_form='reparam'), all_merges)
+        c, rank(), c.sdt(rank()[0], lambda_form='reparam'))
     yield 'lambda: starts at .3', lambda: score(
-        c, rank(), c.sdt(rank()[0], lambda_init=.3), all_merges)
+        c, rank(), c.sdt(rank()[0], lambda_init=.3))
     yield 'mask: logits', lambda: score(
-        c, rank(), c.sdt(rank()[0], mask='logits'), all_merges)
+        c, rank(), c.sdt(rank()[0], mask='logits'))
     yield 'tokens: feature', lambda: score(
-        c, rank(), c.sdt(rank()[0], features=True), all_merges)
+        c, rank(), c.sdt(rank()[0], features=True))
     for merge in ('jaccard', 'verdict', 'mean', 'boundary'):
         yield f'merge: {merge}', partial(
-            lambda merge: score(c, rank(), c.sdt(rank()[0]), [merge]), merge)
+            lambda merge: score(c, rank(), c.sdt(rank()[0]), merge), merge)
 
 
 def plot():

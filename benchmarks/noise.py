@@ -102,8 +102,7 @@ def measure(c, kind):
     verdict = c.sdt(trust, **KINDS[kind])[0]
     edges = {part: Edges(c.table[part], trust[part], verdict[part])
              for part in ('learn', 'test')}
-    rule, _ = choose_rule(edges['learn'], c.y, c.held_out, seed=c.seed,
-                          relatives=(0., ))
+    rule, _ = choose_rule(edges['learn'], c.y, c.held_out, seed=c.seed)
     labels = edges['test'].cluster(rule, seed=c.seed).numpy()
     precision = average_precision(c.table['test'], c.y_test,
                                   edges['test'].verdict)

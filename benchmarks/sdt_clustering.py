@@ -79,7 +79,7 @@ def sdt(c):
         'predict_seconds': f'{time.perf_counter() - fitted:.0f}',
         'validation': f'{100 * model.validation_score_:.2f}',
         'rule': f'{rule.merge} beta={rule.beta} threshold={rule.threshold} '
-                f'relative={rule.relative} markov_time={rule.markov_time}'}
+                f'markov_time={rule.markov_time}'}
 
 
 def oracle(c, beta):

@@ -56,8 +56,6 @@ def definition(neighbors, trust, verdict, rule):
                     elif v < 1 - rule.eta:
                         w = 0.
             out[i, r] = w if w >= rule.threshold else 0.
-        strongest = float(out[i, 1:].max())
-        out[i, out[i] < rule.relative * strongest] = 0.
     return out
 
 
@@ -66,8 +64,7 @@ def definition(neighbors, trust, verdict, rule):
 @pytest.mark.parametrize('kwargs', [
     {}, {'threshold': 0.}, {'threshold': .3, 'beta': 2.},
     {'threshold': .1, 'eta': .7, 'margin': 1},
-    {'threshold': 0., 'eta': .9, 'margin': 0},
-    {'threshold': .1, 'relative': .8}, {'threshold': 0., 'relative': .9}])
+    {'threshold': 0., 'eta': .9, 'margin': 0}])
 def test_weights(merge, kwargs, device):
     neighbors, trust, verdict = world(device=device)
     rule = EdgeRule(merge, **kwargs)
@@ -80,7 +77,7 @@ def test_weights(merge, kwargs, device):
     assert torch.allclose(out.cpu(), expected, atol=1e-6)
     # A rule that leaves some edges, and cuts others if it may.
     left = int((expected[:, 1:] > 0).sum())
-    if rule.threshold == rule.relative == 0. and merge in {'verdict', 'mean'}:
+    if rule.threshold == 0. and merge in {'verdict', 'mean'}:
         assert left == N * (K - 1)
     else:
         assert 0 < left < N * (K - 1)
@@ -203,87 +200,30 @@ def planted(low, high, num=6, size=5):
 def test_choose_rule_finds_the_threshold(low, high, threshold):
     pytest.importorskip('numba')
     edges, y = planted(low, high)
-    rule, score = choose_rule(edges, y, relatives=(0., ))
+    rule, score = choose_rule(edges, y)
     assert score == 1.
     assert (rule.merge, rule.threshold) == ('verdict', threshold)
     assert rule.markov_time == 1.  # nothing is better than perfect
     assert np.array_equal(edges.cluster(rule).numpy(), y)
 
 
-@pytest.mark.parametrize('relatives', [(0., ), (.9, 0.)])
-def test_choose_rule_returns_the_best_of_all(relatives):
+@pytest.mark.parametrize('merge', MERGES)
+def test_choose_rule_returns_the_best_of_all(merge):
     pytest.importorskip('numba')
     edges = Edges(*world())
     y = np.arange(N) % 6
-    rule, score = choose_rule(edges, y, merges=MERGES, seed=1,
-                              relatives=relatives)
 
-    def score_of(rule):
-        return module.mean_fscore(y, edges.cluster(rule, seed=1).numpy())
+    def scored(rule):
+        labels = edges.cluster(rule, seed=1).numpy()
+        return rule, module.mean_fscore(y, labels)
 
-    found = []
-    for relative in relatives:
-        # Other Markov times are tried with the first best of all others.
-        first = max(module.rules(MERGES, relative), key=score_of)
-        found.append(max([first] + [first._replace(markov_time=t)
-                                    for t in module._MARKOV_TIMES],
-                         key=score_of))
-    assert score == score_of(rule)
-    assert (rule, score) == module.first_of_the_best(
-        [(best, score_of(best)) for best in found])
+    def best(rules):
+        return max(map(scored, rules), key=lambda found: found[1])
 
-
-@pytest.mark.parametrize('scores,best', [
-    ([.5], 0), ([.5, .5], 0), ([.5, .508], 0), ([.5, .512], 1),
-    ([.5, .508, .512], 2), ([.5, .512, .52], 1), ([.5, .2, .512], 2)])
-def test_later_candidates_must_be_clearly_better(scores, best):
-    found = list(enumerate(scores))
-    assert module.first_of_the_best(found) == (best, scores[best])
-    assert module.first_of_the_best(found, 0.)[1] == max(scores)
-
-
-def test_choose_rule_among_relative_cuts():
-    pytest.importorskip('numba')
-    edges, y = Edges(*world()), np.arange(N) % 6
-    assert choose_rule(edges, y, relatives=(0., ))[0].relative == 0.
-    rule, score = choose_rule(edges, y, relatives=(.8, ))
-    assert rule.relative == .8
-    assert score == module.mean_fscore(y, edges.cluster(rule).numpy())
-    # Of equals the first.
-    edges, y = planted(.15, .25)
-    assert choose_rule(edges, y, relatives=(.8, 0.))[0].relative == .8
-
-
-def test_a_relative_cut_frees_from_many_doubtful_edges():
-    # Two cliques of five, every pair across in doubt at .6.
-    pytest.importorskip('numba')
-    edges, y = planted(.6, .9, num=2)
-    found = [edges.cluster(EdgeRule('verdict', threshold=.2, relative=r))
-             for r in (0., .8)]
-    assert found[0].unique().numel() == 1
-    assert np.array_equal(found[1].numpy(), y)
-
-
-def test_a_relative_cut_looks_at_each_sample_alone():
-    neighbors, trust, _ = world()
-    rule = EdgeRule('jaccard', threshold=0., relative=.8)
-    edges = Edges(neighbors, trust)
-    whole = edges.weight(rule._replace(relative=0.))
-    cut = edges.weight(rule)
-    kept = cut[:, 1:] > 0
-    assert 0 < int(kept.sum()) < int((whole[:, 1:] > 0).sum())
-    # The strongest stays, and what stays is as it was.
-    assert torch.equal(cut[:, 1:].amax(dim=1), whole[:, 1:].amax(dim=1))
-    assert torch.equal(cut[:, 1:][kept], whole[:, 1:][kept])
-    # A row's own scale does not matter, nor do the other rows.
-    edges._jaccard[rule.beta] = whole / 2**torch.arange(N)[:, None]
-    assert torch.equal(edges.weight(rule)[:, 1:] > 0, kept)
-
-
-def test_relative_cut_of_a_table_of_samples_alone():
-    neighbors = Neighbors(torch.arange(3)[:, None], torch.ones(3, 1))
-    edges = Edges(neighbors, torch.ones(3, dtype=torch.int64))
-    assert edges.weight(EdgeRule('jaccard', relative=.9)).shape == (3, 1)
+    # Other betas and etas are tried with the first best of all others.
+    first = best(module.rules(merge))[0]
+    assert choose_rule(edges, y, merge=merge, seed=1) == best(
+        [first, *module.variations(first)])
 
 
 @withCUDA
@@ -323,14 +263,9 @@ def test_choose_rule_by_the_rows_that_are_scored():
     both = np.concatenate([y, y + 6])
     for rows, threshold in ((np.arange(2 * n) < n, .3),
                             (np.arange(2 * n) >= n, .7)):
-        rule, score = choose_rule(edges, both, rows, ('verdict', ),
-                                  relatives=(0., ))
+        rule, score = choose_rule(edges, both, rows)
         assert score == 1. and rule.threshold == threshold
-    assert choose_rule(edges, both, None, ('verdict', ),
-                       relatives=(0., ))[1] < 1.
-    # No threshold suits both, but each sample's own does.
-    rule, score = choose_rule(edges, both, None, ('verdict', ))
-    assert score == 1. and rule.relative == .9
+    assert choose_rule(edges, both)[1] < 1.
 
 
 def test_choose_rule_without_verdicts():
@@ -340,22 +275,27 @@ def test_choose_rule_without_verdicts():
     assert rule.merge == 'jaccard'
     with pytest.raises(ValueError, match='verdict'):
         choose_rule(Edges(neighbors, trust), np.arange(N) % 6,
-                    merges=('mean', ))
+                    merge='mean')
 
 
-def test_rules():
-    rules = module.rules(MERGES)
-    assert len(set(rules)) == len(rules)
-    assert {rule.merge for rule in rules} == set(MERGES)
-    assert all(rule.markov_time == 1. for rule in rules)
-    # The paper's is only tried on request.
-    assert {rule.merge for rule in module.rules()} == set(MERGES[:3])
+@pytest.mark.parametrize('merge,betas,etas', [
+    ('jaccard', 3, 1), ('verdict', 1, 1), ('mean', 3, 1), ('boundary', 3, 2)])
+def test_rules(merge, betas, etas):
+    rules = module.rules(merge)
+    assert {rule.merge for rule in rules} == {merge}
+    thresholds = {rule.threshold for rule in rules}
+    times = {rule.markov_time for rule in rules}
+    # Each with each, and first of all the map equation as it is.
+    assert len(set(rules)) == len(rules) == len(thresholds) * len(times)
+    assert len(thresholds) > 2 and len(times) > 2
+    assert rules[0].markov_time == 1.
     # Verdicts do not depend on beta, and only the paper's rule on eta.
-    for merge, betas, etas in (('verdict', 1, 1), ('mean', 3, 1),
-                               ('boundary', 3, 2)):
-        of = [rule for rule in rules if rule.merge == merge]
-        assert len({rule.beta for rule in of}) == betas
-        assert len({rule.eta for rule in of}) == etas
+    others = module.variations(rules[-1])
+    assert len(set(others) - {rules[-1]}) == len(others) == betas * etas - 1
+    every = [rules[-1], *others]
+    assert len({rule.beta for rule in every}) == betas
+    assert len({rule.eta for rule in every}) == etas
+    assert {rule._replace(beta=.7, eta=.6) for rule in every} == {rules[-1]}
 
 
 # Scores ######################################################################

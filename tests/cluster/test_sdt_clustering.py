@@ -216,7 +216,6 @@ def test_variants(tmp_path, predictor, attention):
     {'experts': 3}, {'experts': 2, 'attention': 'vanilla'},
     {'tokens': 'feature'}, {'merge': 'jaccard'}, {'merge': 'boundary'},
     {'adapt': True}, {'adapt': False},
-    {'relative': 0.}, {'relative': .95},
     {'center': True}, {'precision': 'bf16-mixed'}, {'epochs': 2,
                                                      'patience': 1},
     {'model_args': {**SMALL, 'lambda_form': 'reparam', 'mask': 'logits',
@@ -236,10 +235,6 @@ def test_other_arguments(tmp_path, kwargs):
         assert model.rule_.merge == kwargs['merge']
     if 'adapt' in kwargs:
         assert (model.rule_.merge == 'adapt') == kwargs['adapt']
-    if 'relative' in kwargs:
-        assert model.rule_.relative == kwargs['relative']
-    else:
-        assert model.rule_.relative in {0., .9}
 
 
 @pytest.mark.parametrize('size,parameters', [('small', 128), ('base', 256)])
@@ -590,7 +585,6 @@ def test_exploding_is_an_error(tmp_path, monkeypatch):
     ({'augment': 'some'}, "'augment' must be .*'half'.* 'some'"),
     ({'augment': 'all', 'tokens': 'feature'}, "augment='all' needs"),
     ({'augment': 'half', 'predictor': 'bilstm'}, "augment='half' needs"),
-    ({'relative': 1.1}, "'relative' must be between 0 and 1 .got 1.1"),
     ({'val_share': 0.}, "'val_share' must be between 0 and 1 .got 0.0"),
     ({'val_share': 1.}, "'val_share' must be between 0 and 1 .got 1.0"),
     ({'experts': 0}, "'experts' must be at least 1 .got 0"),
@@ -693,9 +687,8 @@ def test_no_views_where_the_networks_cannot_take_them(monkeypatch):
 
 
 @pytest.mark.parametrize('labels,given,expected', [
-    ('true', {}, True), ('one', {}, False), ('true', {'relative': 0.}, False),
-    ('true', {'merge': 'mean'}, False), ('one', {'adapt': True}, True),
-    ('true', {'adapt': False}, False)])
+    ('true', {}, True), ('one', {}, False), ('true', {'merge': 'mean'}, False),
+    ('one', {'adapt': True}, True), ('true', {'adapt': False}, False)])
 def test_held_out_identities_decide_whether_to_adapt(
         monkeypatch, labels, given, expected):
     x, y = world()

@@ -1,12 +1,14 @@
 r"""How verdicts on pairs become the edges that are clustered."""
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from operator import itemgetter
+from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from torch_sdt.cluster._arguments import check_known
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.edge_probability import edge_probability
 from torch_sdt.ops.jaccard import topk_jaccard
@@ -16,9 +18,6 @@ from torch_sdt.ops.topk import expected_topk
 from torch_sdt.progress import progress
 
 MERGES = ('jaccard', 'verdict', 'mean', 'boundary')
-# The paper's, 'boundary', is there to be compared with.
-DEFAULT_MERGES = MERGES[:3]
-DEFAULT_RELATIVES = (.9, 0.)
 
 
 class EdgeRule(NamedTuple):
@@ -40,9 +39,6 @@ class EdgeRule(NamedTuple):
         markov_time (float): The resolution of the map equation.
         eta (float): The :math:`\eta` of :obj:`"boundary"`.
         margin (int): Its margin.
-        relative (float): Of what remains, each sample keeps its edges of at
-            least this share of its strongest: where many doubtful edges lead
-            to look-alikes, they would outweigh the few sure ones.
     """
     merge: str = 'mean'
     beta: float = .7
@@ -50,7 +46,6 @@ class EdgeRule(NamedTuple):
     markov_time: float = 1.
     eta: float = .6
     margin: int = 10
-    relative: float = 0.
 
 
 class Edges:
@@ -98,8 +93,7 @@ class Edges:
 
     def weight(self, rule: EdgeRule) -> Tensor:
         r"""The weights of a rule, 0 where there is no edge, shape
-        ``[N, K]``. With :obj:`relative` above 0 the two directions of an
-        edge may differ: one may keep it and the other not.
+        ``[N, K]``.
         """
         if rule.merge == 'verdict':
             weight = self._verdict()
@@ -112,11 +106,7 @@ class Edges:
         else:
             raise ValueError(f"'merge' must be one of {list(MERGES)} (got "
                              f"'{rule.merge}')")
-        least = weight.new_full((weight.size(0), 1), rule.threshold)
-        if rule.relative > 0 and weight.size(1) > 1:
-            strongest = weight[:, 1:].amax(dim=1, keepdim=True)
-            least = torch.maximum(least, rule.relative * strongest)
-        return weight.masked_fill(weight < least, 0.)
+        return weight.masked_fill(weight < rule.threshold, 0.)
 
     def cluster(self, rule: EdgeRule, backend: Optional[str] = None,
                 seed: int = 0) -> Tensor:
@@ -155,9 +145,9 @@ class Edges:
         return weight.masked_fill(near & (verdict < 1 - rule.eta), 0.)
 
 
-# What choose_rule tries for each relative cut: every threshold of every merge
-# and beta first, then other Markov times of the best.
-_BETAS = (.5, .7, 1.)
+# What choose_rule tries of each merge: every threshold at every Markov time,
+# then the other betas and etas of the best.
+_BETAS = (.7, .5, 1.)
 _THRESHOLDS = {
     'jaccard': (0., .1, .2, .3, .4, .5),
     'verdict': (.2, .3, .4, .5, .6, .7, .8),
@@ -165,33 +155,31 @@ _THRESHOLDS = {
     'boundary': (0., .2, .4),
 }
 _ETAS = (.6, .8)
-_MARKOV_TIMES = (.7, 1.5, 2.)
-# What another relative cut must gain over the first: on some ninety held-out
-# identities scores differ by less for no reason.
-MARGIN = .01
+_MARKOV_TIMES = (1., .7, 1.5, 2.)
 
 
-def rules(merges: Sequence[str] = DEFAULT_MERGES, relative: float = 0.
-          ) -> List[EdgeRule]:
-    r"""The rules that :meth:`choose_rule` compares at Markov time 1."""
-    out = []
-    for merge in merges:
-        betas = _BETAS if merge != 'verdict' else (EdgeRule().beta, )
-        etas = _ETAS if merge == 'boundary' else (EdgeRule().eta, )
-        out += [EdgeRule(merge, beta, threshold, eta=eta, relative=relative)
-                for beta in betas for eta in etas
-                for threshold in _THRESHOLDS[merge]]
-    return out
+def rules(merge: str) -> List[EdgeRule]:
+    r"""The rules of a merge that :meth:`choose_rule` compares first."""
+    return [EdgeRule(merge, _BETAS[0], threshold, time, _ETAS[0])
+            for time in _MARKOV_TIMES for threshold in _THRESHOLDS[merge]]
+
+
+def variations(rule: EdgeRule) -> List[EdgeRule]:
+    r"""A rule with the other :math:`\beta` and :math:`\eta` that it knows."""
+    betas = _BETAS if rule.merge != 'verdict' else _BETAS[:1]
+    etas = _ETAS if rule.merge == 'boundary' else _ETAS[:1]
+    every = [rule._replace(beta=beta, eta=eta)
+             for beta in betas for eta in etas]
+    return [other for other in every if other != rule]
 
 
 def choose_rule(
     edges: Edges,
     y: np.ndarray,
     scored: Optional[np.ndarray] = None,
-    merges: Sequence[str] = DEFAULT_MERGES,
+    merge: Optional[str] = None,
     seed: int = 0,
     verbose: bool = False,
-    relatives: Sequence[float] = DEFAULT_RELATIVES,
 ) -> Tuple[EdgeRule, float]:
     r"""The rule whose clusters score best on labelled samples.
 
@@ -200,50 +188,35 @@ def choose_rule(
         y (numpy.ndarray): Identities, shape ``[N]``.
         scored (numpy.ndarray, optional): Rows that the score counts, such as
             those of held-out identities among others. (default: all)
-        merges (sequence of str, optional): Which merges to try.
-            (default: all but :obj:`"boundary"`)
+        merge (str, optional): The merge of the rule.
+            (default: :obj:`"verdict"`, or :obj:`"jaccard"` where there is
+            none)
         seed (int, optional): Seed of the map equation. (default: :obj:`0`)
         verbose (bool, optional): If :obj:`True`, shows a progress bar.
             (default: :obj:`False`)
-        relatives (sequence of float, optional): Which relative cuts to try; a
-            later one must be better by .01. (default: .9 and 0)
 
     Returns:
         (EdgeRule, float): The best rule, the first of equals, and its score,
         the mean of pairwise F and BCubed F.
+
+    Raises:
+        ValueError: If there is no such merge, or no verdict for it.
     """
-    if edges.verdict is None and tuple(merges) == DEFAULT_MERGES:
-        merges = ('jaccard', )
-    total = len(relatives) * (len(rules(merges)) + len(_MARKOV_TIMES))
+    if merge is None:
+        merge = 'jaccard' if edges.verdict is None else 'verdict'
+    check_known('merge', merge, MERGES)
+    first = rules(merge)
+    total = len(first) + len(variations(first[0]))
     with progress(total, 'edge rule', verbose, 'rules') as bar:
 
-        def best_of(tried: Sequence[EdgeRule]) -> Tuple[EdgeRule, float]:
-            scores = []
-            for rule in tried:
-                cluster = edges.cluster(rule, seed=seed).cpu().numpy()
-                scores.append(mean_fscore(y, cluster, scored))
-                bar.update()
-            return max(zip(tried, scores), key=lambda found: found[1])
+        def score(rule: EdgeRule) -> Tuple[EdgeRule, float]:
+            cluster = edges.cluster(rule, seed=seed).cpu().numpy()
+            bar.update()
+            return rule, mean_fscore(y, cluster, scored)
 
-        found = []
-        for relative in relatives:
-            rule, score = best_of(rules(merges, relative))
-            slower = best_of([rule._replace(markov_time=time)
-                              for time in _MARKOV_TIMES])
-            found.append(slower if slower[1] > score else (rule, score))
-    return first_of_the_best(found)
-
-
-def first_of_the_best(found: Sequence[Tuple[Any, float]],
-                      margin: float = MARGIN) -> Tuple[Any, float]:
-    r"""Of candidates and their scores the first, unless a later one is better
-    by a margin.
-    """
-    best = found[0]
-    for other in found[1:]:
-        if other[1] > best[1] + margin:
-            best = other
-    return best
+        best = max(map(score, first), key=itemgetter(1))
+        return max([best, *map(score, variations(best[0]))],
+                   key=itemgetter(1))
 
 
 def mean_fscore(y: np.ndarray, cluster: np.ndarray,

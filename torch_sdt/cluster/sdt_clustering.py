@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 import torch
@@ -9,13 +9,10 @@ from torch import Tensor
 
 from torch_sdt.cluster._arguments import check_known
 from torch_sdt.cluster.edges import (
-    DEFAULT_MERGES,
-    DEFAULT_RELATIVES,
     MERGES,
     EdgeRule,
     Edges,
     choose_rule,
-    first_of_the_best,
     mean_fscore,
 )
 from torch_sdt.cluster.topk_jaccard_clustering import TopKJaccardClustering
@@ -131,15 +128,11 @@ class SDTClustering(TrainedClustering):
             :class:`~torch_sdt.nn.NeighborEncoder`, for both models.
             (default: :obj:`None`)
         merge (str, optional): One of :class:`~torch_sdt.cluster.EdgeRule`'s
-            merges. (default: whichever is best, without the paper's
-            :obj:`"boundary"`)
-        relative (float, optional): The relative cut of
-            :class:`~torch_sdt.cluster.EdgeRule`. (default: .9, or 0 where that
-            is clearly better)
+            merges. (default: :obj:`"verdict"`, or :obj:`"jaccard"` where
+            nothing gives one)
         adapt (bool, optional): Whether :meth:`predict` finds settings on each
             set without labels, in place of a rule. (default: where that is
-            clearly better and neither :obj:`merge` nor :obj:`relative` is
-            given)
+            clearly better and no :obj:`merge` is given)
         epochs (int, optional): Passes of each training. (default: as many as
             show 40,000 subgraphs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
@@ -177,7 +170,7 @@ class SDTClustering(TrainedClustering):
     _rule = EdgeRule
     _networks = ('predictor', 'transformer')
     _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge',
-                   'relative', 'adapt')
+                   'adapt')
 
     def __init__(
         self,
@@ -191,7 +184,6 @@ class SDTClustering(TrainedClustering):
         size: str = 'small',
         model_args: Optional[Dict[str, Any]] = None,
         merge: Optional[str] = None,
-        relative: Optional[float] = None,
         adapt: Optional[bool] = None,
         epochs: Optional[int] = None,
         lr: float = 1e-3,
@@ -215,7 +207,6 @@ class SDTClustering(TrainedClustering):
         self.size = size
         self.model_args = model_args
         self.merge = merge
-        self.relative = relative
         self.adapt = adapt
         self.epochs = epochs
         self.lr = lr
@@ -290,9 +281,6 @@ class SDTClustering(TrainedClustering):
         if self.augment in {'half', 'all'} and not self._takes_views():
             raise ValueError(f"augment='{self.augment}' needs "
                              f"tokens='relation' and predictor='rank'")
-        if self.relative is not None and not 0 <= self.relative <= 1:
-            raise ValueError(f"'relative' must be between 0 and 1 (got "
-                             f"{self.relative})")
         if self.experts < 1:
             raise ValueError(f"'experts' must be at least 1 (got "
                              f"{self.experts})")
@@ -388,19 +376,17 @@ class SDTClustering(TrainedClustering):
 
     def _best_rule(self, measured: Measured, y: np.ndarray,
                    scored: np.ndarray) -> Tuple[EdgeRule, float]:
-        merges = DEFAULT_MERGES if self.merge is None else (self.merge, )
-        relatives: Sequence[float] = DEFAULT_RELATIVES
-        if self.relative is not None:
-            relatives = (self.relative, )
-        found = []
+        found = (_ADAPT, -1.)
         if not self.adapt:
-            found.append(choose_rule(measured.edges, y, scored, merges,
-                                     self.seed, self.verbose, relatives))
-        free = {self.adapt, self.merge, self.relative} == {None}
+            found = choose_rule(measured.edges, y, scored, self.merge,
+                                self.seed, self.verbose)
+        free = self.adapt is None and self.merge is None
         if self.adapt or (free and measured.edges.verdict is not None):
             cluster = self._partition(measured, _ADAPT).cpu().numpy()
-            found.append((_ADAPT, mean_fscore(y, cluster, scored)))
-        return first_of_the_best(found, _ADAPT_MARGIN)
+            score = mean_fscore(y, cluster, scored)
+            if score > found[1] + _ADAPT_MARGIN:
+                found = (_ADAPT, score)
+        return found
 
     def _partition(self, measured: Measured, rule: EdgeRule) -> Tensor:
         if rule.merge == _ADAPT.merge:
