@@ -422,7 +422,7 @@ def test_load_of_what_is_no_model(tmp_path):
     tensors, meta = load_tensors(path)
     for change, message in (
             ({'class': 'FCES'}, "holds no SDTClustering .but 'FCES'"),
-            ({'format': 99}, 'has format 99, and this version .* format 1')):
+            ({'format': 99}, 'has format 99, and this version .* format 2')):
         save_tensors(path, tensors, {**meta, **change})
         with pytest.raises(ValueError, match=message):
             SDTClustering.load(path)

@@ -424,14 +424,7 @@ class SDTClustering(TrainedClustering):
                 dimension than the networks take.
             sklearn.exceptions.NotFittedError: If nothing was learned yet.
         """
-        if not adapt:
-            return super().predict(X, neighbors)
-        table = self._to_predict(X, neighbors)
-        if table.x.size(0) == 1:
-            self.labels_ = np.zeros(1, dtype=np.int64)
-        else:
-            self.labels_ = self._adapt(*self._measure(table))
-        return self.labels_
+        return self._predict(X, neighbors, _ADAPT if adapt else None)
 
     def _reads_features(self) -> bool:
         return self.tokens == 'feature' or self.predictor == 'bilstm'

@@ -43,7 +43,7 @@ _SHOWN, _MOST_EPOCHS = 40_000, 25
 _VALIDATED = 4_000
 # Samples on which the rule is chosen, at most.
 _CHOOSE_UP_TO = 50_000
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Table(NamedTuple):
@@ -365,11 +365,17 @@ class TrainedClustering(BaseEstimator):
                 dimension than the networks take.
             sklearn.exceptions.NotFittedError: If nothing was learned yet.
         """
+        return self._predict(X, neighbors)
+
+    def _predict(self, X: ArrayLike, neighbors: Optional[Neighbors],
+                 rule: Any = None) -> np.ndarray:
+        # By the chosen rule, unless another is given.
         table = self._to_predict(X, neighbors)
         if table.x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
         else:
-            cluster = self._partition(self._measure(table), self.rule_)
+            cluster = self._partition(self._measure(table),
+                                      self.rule_ if rule is None else rule)
             self.labels_ = cluster.cpu().numpy().astype(np.int64)
         return self.labels_
 
