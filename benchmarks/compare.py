@@ -5,7 +5,9 @@ r"""The methods of the field side by side.
 Every method gets the same features, the same kNN tables and the same splits:
 identities to learn from, others to cluster. What has a threshold chooses it on
 training identities (a trained method on those that it holds out), never on
-those that are scored. K-means alone is told how many there are. Data sets:
+those that are scored. K-means alone is told how many there are. Features are
+centred but where settings are the published ones, which are for features as
+they are. Data sets:
 
 * `ms1m`, `deepfashion`, `msmt17`: synthetic twins, no photographs;
 * `omniglot` (two thirds of the characters against the last), `lfw` (half the
@@ -106,14 +108,18 @@ rows = Rows(f'{args.out}.csv')
 hard = Rows(f'{args.out}_hard.csv', quiet=True)
 
 
-def write_case(path, data, seed):
-    # Features centred, as all of these need it or bear it, and both tables.
+def write_case(path, data, seed, plain):
+    # Features and tables of both sides, centred, as all of these need it or
+    # bear it; but as they are for published settings.
     (x, y, groups), (x_test, y_test) = DATA[data](seed)
     case = {'train_y': y, 'test_y': y_test}
     if groups is not None:
         case['train_groups'] = groups
-    for side, features in (('train', x), ('test', x_test)):
-        features = normalize_features(features, center=True)
+    sides = {'train': x, 'test': x_test}
+    if plain:
+        sides['plain'] = x_test
+    for side, features in sides.items():
+        features = normalize_features(features, center=side != 'plain')
         table = Neighbors.search(features, min(args.k, len(features)))
         case[f'{side}_x'] = features.numpy()
         case[f'{side}_index'] = table.index.numpy()
@@ -136,7 +142,8 @@ def compare():
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 path = osp.join(folder, 'case.npz')
-                write_case(path, data, seed)
+                write_case(path, data, seed,
+                           any(METHODS[name].plain for name in left))
                 for name in left:
                     key = dict(data=title(data), method=name, seed=seed)
                     rows.drop(**key)
