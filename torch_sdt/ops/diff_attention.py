@@ -64,8 +64,9 @@ def diff_attention(
         mask = mask | empty
     first, second = [F.scaled_dot_product_attention(q, k, value, mask)
                      for q, k in zip(query, key)]
-    out = first - lam * second
-    return out if empty is None else out.masked_fill(empty, 0.)
+    # In place: on a CPU fresh memory costs more than what is done with it.
+    out = (-lam * second).add_(first)
+    return out if empty is None else out.masked_fill_(empty, 0.)
 
 
 def diff_softmax(first: Tensor, second: Tensor, lam: Union[float, Tensor],
