@@ -42,8 +42,13 @@ def test_moves_keep_the_books():
     before = state.codelength()
     generator = torch.Generator().manual_seed(0)
     for part in torch.randperm(y.size, generator=generator).chunk(5):
-        moved = state.move(part, 1e-12)
-        assert bool(torch.isin(moved, part).all()) and moved.numel() > 0
+        stood = state.cluster.clone()
+        count, neighbors = state.move(part, 1e-12)
+        moved = (state.cluster != stood).nonzero().view(-1)
+        assert bool(torch.isin(moved, part).all())
+        assert moved.numel() == count > 0
+        edge, _ = module._edges(graph.indptr, moved)
+        assert torch.equal(neighbors.sort()[0], graph.col[edge].sort()[0])
         fresh = module._Partition(graph, state.cluster)
         assert torch.equal(state.size, fresh.size)
         assert torch.allclose(state.inside, fresh.inside, atol=1e-12)

@@ -44,6 +44,8 @@ class _Partition:
         self.inside = graph.node_flow.new_zeros(n)
         self.inside.index_add_(0, cluster, graph.node_flow)
         row = _expand(graph.indptr)
+        self.out = torch.zeros_like(graph.node_flow)
+        self.out.index_add_(0, row, graph.flow)
         leaves = cluster[row] != cluster[graph.col]
         self.leave = graph.node_flow.new_zeros(n)
         self.leave.index_add_(0, cluster[row[leaves]], graph.flow[leaves])
@@ -53,18 +55,17 @@ class _Partition:
         return float(_plogp(self.leave.sum()) - 2 * _plogp(self.leave).sum() +
                      _plogp(self.leave + self.inside).sum())
 
-    def move(self, nodes: Tensor, min_gain: float) -> Tensor:
-        # Moves all of some nodes that gain by it; returns those that moved.
+    def move(self, nodes: Tensor, min_gain: float) -> Tuple[int, Tensor]:
+        # Moves all of some nodes that gain by it; returns how many moved, and
+        # their neighbours.
         graph, size, inside, leave = (self.graph, self.size, self.inside,
                                       self.leave)
         old, flow = self.cluster[nodes], graph.node_flow[nodes]
+        out = self.out[nodes]
         edge, local = _edges(graph.indptr, nodes)
-        weight = graph.flow[edge]
-        out = torch.zeros_like(flow)
-        out.index_add_(0, local, weight)
         of, to, into = _flow_into_clusters(
-            local, self.cluster[graph.col[edge]], weight, nodes.numel(),
-            size.numel())
+            local, self.cluster[graph.col[edge]], graph.flow[edge],
+            nodes.numel(), size.numel())
         # Alone is an option, too, for those that are not: cluster -1.
         lone = (size[old] > 1).nonzero().view(-1)
         of = torch.cat([of, lone])
@@ -103,11 +104,11 @@ class _Partition:
         free = (size == 0).nonzero().view(-1)[:alone.numel()]
         target[alone[:free.numel()]] = free
         moves, target = moves[target >= 0], target[target >= 0]
-        self._apply(nodes[moves], target)
-        return nodes[moves]
+        return moves.numel(), self._apply(nodes[moves], target)
 
-    def _apply(self, nodes: Tensor, target: Tensor) -> None:
-        # Changes the clusters of some nodes, and what follows from it.
+    def _apply(self, nodes: Tensor, target: Tensor) -> Tensor:
+        # Changes the clusters of some nodes, and what follows from it; returns
+        # their neighbours.
         graph, cluster = self.graph, self.cluster
         old, flow = cluster[nodes], graph.node_flow[nodes]
         edge, local = _edges(graph.indptr, nodes)
@@ -129,6 +130,7 @@ class _Partition:
         empty = self.size == 0
         self.leave.clamp_(min=0).masked_fill_(empty, 0)
         self.inside.clamp_(min=0).masked_fill_(empty, 0)
+        return other
 
 
 def communities_torch(
@@ -178,10 +180,9 @@ def _move_nodes(graph: _Graph, cluster: Tensor, generator: torch.Generator
         before, count = state.cluster.clone(), 0
         for part in nodes[order.to(nodes.device)].chunk(_PARTS):
             queued[part] = False
-            moved = state.move(part, 1e-12)
-            count += moved.numel()
-            edge, _ = _edges(graph.indptr, moved)
-            queued[graph.col[edge]] = True
+            moved, neighbors = state.move(part, 1e-12)
+            count += moved
+            queued[neighbors] = True
         now = state.codelength()
         if now >= length:
             return before, start - length
