@@ -54,10 +54,14 @@ class RandomViews(NeighborSubgraphs):
         index = torch.arange(x.size(0), device=x.device).view(-1, 1)
         table = Neighbors(index, torch.ones(index.shape, device=x.device))
         super().__init__(table, x, batch_size, y=y, shuffle=True, seed=seed)
-        self.set_epoch(0)
+        self._draw(0)
 
     def set_epoch(self, epoch: int) -> None:
         r"""Draws the view of an epoch."""
+        if epoch != self.epoch:
+            self._draw(epoch)
+
+    def _draw(self, epoch: int) -> None:
         rng = np.random.default_rng([self.seed, epoch])
         rows = self._thinned(rng)
         x = self.all_x[rows]
