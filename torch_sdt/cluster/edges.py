@@ -2,7 +2,7 @@ r"""How verdicts on pairs become the edges that are clustered."""
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -196,8 +196,8 @@ def choose_rule(
             (default: :obj:`False`)
 
     Returns:
-        (EdgeRule, float): The best rule, the first of equals, and its score,
-        the mean of pairwise F and BCubed F.
+        (EdgeRule, float): The best rule (of equals, that of the middle
+        threshold) and its score, the mean of pairwise F and BCubed F.
 
     Raises:
         ValueError: If there is no such merge, or no verdict for it.
@@ -214,9 +214,22 @@ def choose_rule(
             bar.update()
             return rule, mean_fscore(y, cluster, scored)
 
-        best = max(map(score, first), key=itemgetter(1))
+        best = middle_of_the_best(list(map(score, first)))
         return max([best, *map(score, variations(best[0]))],
                    key=itemgetter(1))
+
+
+def middle_of_the_best(found: Sequence[Tuple[EdgeRule, float]]
+                       ) -> Tuple[EdgeRule, float]:
+    r"""Of rules and their scores the best; of equals at the first of their
+    Markov times the middle threshold, which is farthest from what is worse:
+    held-out identities that lie well apart like many alike.
+    """
+    most = max(score for _, score in found)
+    equals = [(rule, score) for rule, score in found if score == most]
+    alike = [(rule, score) for rule, score in equals
+             if rule.markov_time == equals[0][0].markov_time]
+    return alike[len(alike) // 2]
 
 
 def mean_fscore(y: np.ndarray, cluster: np.ndarray,
