@@ -40,7 +40,7 @@ class EdgeRule(NamedTuple):
         eta (float): The :math:`\eta` of :obj:`"boundary"`.
         margin (int): Its margin.
     """
-    merge: str = 'mean'
+    merge: str = 'verdict'
     beta: float = .7
     threshold: float = .5
     markov_time: float = 1.

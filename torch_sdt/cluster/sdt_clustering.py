@@ -76,11 +76,10 @@ class SDTClustering(TrainedClustering):
     2. A :class:`~torch_sdt.nn.SparseDiffTransformer` learns to judge every
        neighbour, from the cosines among them and from what the first model
        says in each neighbour's own row.
-    3. How :meth:`~torch_sdt.ops.topk_jaccard` and verdicts become edges, where
-       they are cut, and the Markov time of the map equation
-       (:class:`~torch_sdt.cluster.EdgeRule`) are what clusters the held-out
-       identities best, among all others as strangers; or, where that is
-       clearly better, no rule is kept, and :meth:`predict` finds settings
+    3. Where verdicts are cut to become edges, and the Markov time of the map
+       equation (:class:`~torch_sdt.cluster.EdgeRule`), are what clusters the
+       held-out identities best, among all others as strangers; or, where that
+       is clearly better, no rule is kept, and :meth:`predict` finds settings
        without labels on each set (its :obj:`adapt`).
 
     :meth:`predict` runs the same on another set of samples, in memory that
@@ -92,8 +91,9 @@ class SDTClustering(TrainedClustering):
     and spread of random pairs).
 
     How it differs from the paper's text: see
-    :class:`~torch_sdt.nn.SparseDiffTransformer`; and verdicts are merged by a
-    chosen rule; the paper's is ``merge='boundary'``.
+    :class:`~torch_sdt.nn.SparseDiffTransformer`; and edges are its verdicts,
+    not the Top-K Jaccard revised near :math:`k_i`, which is
+    ``merge='boundary'``.
 
     Args:
         k (int, optional): Neighbours per sample, itself included.
