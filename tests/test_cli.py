@@ -398,6 +398,19 @@ def test_knn_writes_the_published_layout(capfd):
     assert names == ['read', 'kNN', 'write']
 
 
+def test_knn_in_half_precision(capfd):
+    x = normalize_features(np.load('x.npy'), dtype=torch.float16)
+    expected = Neighbors.search(x, 5)
+    for args in [(), ('--workdir', 'work')]:
+        succeed(capfd, 'knn', 'x.npy', '--out', 't.npz', '--k', '5', '--half',
+                *args)
+        table = Neighbors.load('t.npz')
+        assert torch.equal(table.index, expected.index)
+        assert torch.allclose(table.similarity, expected.similarity, atol=1e-6)
+    assert np.array_equal(np.fromfile('work/features.f16', dtype=np.float16),
+                          x.view(-1).numpy())
+
+
 def test_cluster_takes_the_table_that_knn_wrote(capfd, monkeypatch):
     args = ('--out', 'out.txt', '--method', 'cosine', '--json')
     for k in ('4', '8'):

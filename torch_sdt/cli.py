@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, List, Optional, Sequence, Tuple
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
     from torch_sdt.neighbors import Neighbors
@@ -252,12 +253,24 @@ def _read_and_search(
         truth = None
         if args.truth is not None:
             truth = _read_truth(args.truth, num_samples, args.features)
-        x = normalize_features(features, center=args.center)
+        x = normalize_features(features, args.center, *_storage(args))
         stage.size = f'{num_samples:,} x {dim:,}'
     with stages('kNN') as stage:
         neighbors = _neighbors(args, x)
         stage.size = f'{num_samples:,} x {neighbors.k:,}'
     return x, truth, neighbors
+
+
+def _storage(args: argparse.Namespace) -> Tuple[torch.dtype, Optional[str]]:
+    # What unit features are kept in, and the file they are mapped from.
+    import torch
+
+    if not args.half:
+        return torch.float32, None
+    if args.workdir is None:
+        return torch.float16, None
+    os.makedirs(args.workdir, exist_ok=True)
+    return torch.float16, os.path.join(args.workdir, 'features.f16')
 
 
 def _read_features(args: argparse.Namespace) -> np.ndarray:
@@ -368,6 +381,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--theta', type=float, metavar='PROBABILITY',
         help='edge probability at which links stop (method fces)')
     add('--truth', metavar='LABELS', help='true labels, to score the result')
+    cluster.set_defaults(half=False)
 
     train = _command(commands, 'train', _train,
                      'learn from labelled identities to cluster others')
@@ -387,6 +401,9 @@ def _parser() -> argparse.ArgumentParser:
 
     knn = _command(commands, 'knn', _knn, 'write the table of neighbours')
     _add_search(knn, 'TABLE', 'the table of neighbours (.npz)')
+    knn.add_argument('--half', action='store_true', help='keep features in '
+                     'float16, at half the memory; with --workdir in a file '
+                     'there')
     knn.set_defaults(neighbors=None, truth=None, model=None)
 
     evaluate = _command(commands, 'evaluate', _evaluate,

@@ -106,7 +106,8 @@ class Neighbors:
         recall: Optional[float] = None,
         workdir: Optional[PathLike] = None,
     ) -> Neighbors:
-        r"""As :meth:`build`, for rows that have unit length already
+        r"""As :meth:`build`, for rows that have unit length already, float32
+        or float16, in memory or mapped from a file
         (:meth:`torch_sdt.ops.normalize_features`).
 
         :obj:`recall` is that of :meth:`torch_sdt.ops.knn`. In a

@@ -6,7 +6,8 @@ import torch
 from torch_geometric.testing import withCUDA
 
 import torch_sdt.typing
-from torch_sdt.ops import knn, naive
+from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops import knn, naive, normalize_features
 
 EXACT = ['torch', pytest.param('flat', marks=pytest.mark.skipif(
     not torch_sdt.typing.WITH_FAISS, reason='faiss is absent'))]
@@ -155,6 +156,29 @@ def test_knn_without_torch_cluster(monkeypatch):
     monkeypatch.setattr(torch_sdt.typing, 'WITH_TORCH_CLUSTER', False)
     with pytest.raises(ImportError, match="requires 'torch-cluster'"):
         knn(features(5), 2, 'torch_cluster')
+
+
+@withCUDA
+@pytest.mark.parametrize('index', ['auto', 'torch', *APPROXIMATE])
+def test_knn_of_features_in_half_precision(index, device, tmp_path):
+    # The table is that of the rounded features, in float32.
+    if index in APPROXIMATE[1:]:
+        pytest.importorskip('faiss')
+    x = normalize_features(features(1500).to(device), dtype=torch.float16)
+    out = Neighbors.search(x, 10, index)
+    expected = Neighbors.search(x.float(), 10, index)
+    assert out.similarity.dtype == torch.float32
+    assert torch.equal(out.index, expected.index)
+    assert torch.allclose(out.similarity, expected.similarity, atol=1e-6)
+    exact = normalize_features(features(1500)).double()
+    true = (exact @ exact.t()).gather(1, out.index.cpu())
+    assert float((true - out.similarity.cpu()).abs().max()) <= 2**-10
+    if device.type == 'cpu':
+        path = tmp_path / 'x.f16'
+        mapped = normalize_features(features(1500), False, x.dtype, path)
+        again = Neighbors.search(mapped, 10, index)
+        assert torch.equal(again.index, out.index)
+        assert torch.equal(again.similarity, out.similarity)
 
 
 def test_knn_auto_switches_to_cells(monkeypatch):

@@ -3,7 +3,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from torch_geometric.testing import withCUDA
+from torch_geometric.testing import onlyCUDA, withCUDA
 
 from torch_sdt.ops import normalize_features
 
@@ -75,6 +75,44 @@ def test_normalize_features_center():
     expected = expected / expected.norm(dim=1, keepdim=True)
     assert torch.allclose(out, expected.float(), atol=1e-6)
     assert torch.allclose(out, normalize_features(x.numpy(), center=True))
+
+
+def test_normalize_features_in_half_precision():
+    x = features()
+    out = normalize_features(x, dtype=torch.float16)
+    assert out.dtype == torch.float16
+    assert torch.equal(out, normalize_features(x).half())
+    for dtype in [torch.float64, torch.bfloat16, torch.int8]:
+        with pytest.raises(ValueError, match="'dtype' must be torch.float32"):
+            normalize_features(x, dtype=dtype)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_normalize_features_mapped_from_a_file(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module('torch_sdt.ops.normalize'), '_ROWS', 7)
+    x, path = features(), tmp_path / 'unit'
+    expected = normalize_features(x, center=True, dtype=dtype)
+    out = normalize_features(x, center=True, dtype=dtype, path=path)
+    assert out.dtype == dtype and torch.equal(out, expected)
+    assert path.stat().st_size == out.numel() * out.element_size()
+    # What is done to the rows does not reach the file, and a failed call
+    # leaves it as it was.
+    out.zero_()
+    before = path.read_bytes()
+    bad = x.clone()
+    bad[40, 3] = torch.nan
+    with pytest.raises(ValueError, match='Row 40 .* NaN'):
+        normalize_features(bad, path=path)
+    assert path.read_bytes() == before == expected.numpy().tobytes()
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(OSError):
+        normalize_features(x, path=tmp_path / 'nowhere' / 'unit')
+
+
+@onlyCUDA
+def test_normalize_features_on_a_gpu_are_not_mapped(tmp_path):
+    with pytest.raises(ValueError, match="leave 'path' out"):
+        normalize_features(features().cuda(), path=tmp_path / 'unit')
 
 
 def test_normalize_features_blocks(monkeypatch):

@@ -38,7 +38,7 @@ def estimate_background(x: Tensor, seed: int = 0) -> Background:
     """
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randperm(x.size(0), generator=generator)[:_PAIRS]
-    sample = x[rows.to(x.device)]
+    sample = x[rows.to(x.device)].float()
     cosine = (sample @ sample.t()).cpu()
     off = ~torch.eye(rows.numel(), dtype=torch.bool)
     values = cosine[off] if rows.numel() > 1 else cosine.view(-1)

@@ -98,8 +98,9 @@ def knn_blocks(
     r"""The search in blocks of rows, so that a caller can show progress or
     keep finished blocks.
 
-    Takes unit rows (:meth:`~torch_sdt.ops.normalize_features`), otherwise
-    the arguments of :meth:`knn`.
+    Takes unit rows, float32 or float16, in memory or mapped from a file
+    (:meth:`~torch_sdt.ops.normalize_features`), otherwise the arguments of
+    :meth:`knn`.
     """
     n = x.size(0)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
@@ -223,7 +224,8 @@ def _index(x: Tensor, k: int, index: str, seed: int, recall: float,
 
 
 def _faiss_serves(x: Tensor) -> bool:
-    if not torch_sdt.typing.WITH_FAISS:
+    # What faiss holds, it holds in float32.
+    if not torch_sdt.typing.WITH_FAISS or x.dtype == torch.float16:
         return False
     if not x.is_cuda:
         return True

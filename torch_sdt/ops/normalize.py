@@ -1,8 +1,11 @@
-from typing import Union
+import os
+from typing import Iterator, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from torch_sdt.io import PathLike, atomic_path
 
 _ROWS = 65536
 
@@ -10,9 +13,11 @@ _ROWS = 65536
 def normalize_features(
     x: Union[np.ndarray, Tensor],
     center: bool = False,
+    dtype: torch.dtype = torch.float32,
+    path: Optional[PathLike] = None,
 ) -> Tensor:
-    r"""Checks features and scales every row to unit length, in float32; rows
-    of unit length stay as they are.
+    r"""Checks features and scales every row to unit length; rows of unit
+    length stay as they are. Both in float32, 65,536 rows at a time.
 
     Args:
         x (numpy.ndarray or torch.Tensor): Features, floating point or
@@ -21,16 +26,28 @@ def normalize_features(
         center (bool, optional): If :obj:`True`, the mean feature is removed
             first: embeddings that share an offset need it.
             (default: :obj:`False`)
+        dtype (torch.dtype, optional): What the rows are kept in, float32, or
+            float16 at half the memory, which :meth:`~torch_sdt.ops.knn_blocks`
+            and :meth:`torch_sdt.Neighbors.search` take as well; cosines are
+            then off by :math:`2^{-10}` at most. (default: float32)
+        path (str, optional): A file to which the rows are written, without a
+            header, and from which they are mapped, so that they need not fit
+            into memory; for features on the CPU. It must outlive the result.
+            (default: they are kept in memory)
 
     Returns:
-        torch.Tensor: Unit rows, float32, contiguous, shape ``[N, D]``, on
-        the device of :obj:`x`.
+        torch.Tensor: Unit rows, contiguous, shape ``[N, D]``, on the device
+        of :obj:`x`.
 
     Raises:
         ValueError: If :obj:`x` is empty or has another shape, or if a row
             holds NaN or infinity or has length zero (it has no direction);
             the message names the row.
+        OSError: If the file cannot be written; what was there before stays.
     """
+    if dtype not in {torch.float32, torch.float16}:
+        raise ValueError(f"'dtype' must be torch.float32 or torch.float16 "
+                         f"(got {dtype})")
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in 'fiu':
             raise ValueError(f"Features must be numbers (got dtype "
@@ -47,8 +64,28 @@ def normalize_features(
         raise ValueError(f"Features are empty (shape {list(x.shape)})")
 
     mean = _mean(x) if center else None
-    device = x.device if isinstance(x, Tensor) else None
-    out = torch.empty(x.shape, dtype=torch.float32, device=device)
+    device = x.device if isinstance(x, Tensor) else torch.device('cpu')
+    if path is None:
+        out = torch.empty(tuple(x.shape), dtype=dtype, device=device)
+        for start, block in _unit_blocks(x, mean):
+            out[start:start + block.size(0)] = block
+        return out
+    if device.type != 'cpu':
+        raise ValueError(f"Features on '{device}' are not mapped from a file; "
+                         f"leave 'path' out")
+    # Written before it is mapped: where a disk is full, that is an error and
+    # no crash.
+    with atomic_path(path) as tmp:
+        with open(tmp, 'wb') as file:
+            for _, block in _unit_blocks(x, mean):
+                file.write(block.to(dtype).numpy().data)
+    return torch.from_file(os.fspath(path), shared=False,
+                           size=x.shape[0] * x.shape[1],
+                           dtype=dtype).view(tuple(x.shape))
+
+
+def _unit_blocks(x: Union[np.ndarray, Tensor], mean: Optional[Tensor]
+                 ) -> Iterator[Tuple[int, Tensor]]:
     for start in range(0, x.shape[0], _ROWS):
         block = _block(x, start)
         _check_rows(~block.isfinite().all(dim=1), start,
@@ -69,8 +106,7 @@ def normalize_features(
         # Scaled by the largest entry first: squares may not overflow.
         scaled = block / size
         scaled = scaled / scaled.norm(dim=1, keepdim=True)
-        out[start:start + block.size(0)] = torch.where(is_unit, block, scaled)
-    return out
+        yield start, torch.where(is_unit, block, scaled).float()
 
 
 def _block(x: Union[np.ndarray, Tensor], start: int) -> Tensor:

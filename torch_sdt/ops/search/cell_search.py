@@ -40,7 +40,7 @@ class CellSearch:
     stands in :obj:`recall`.
 
     Args:
-        x (torch.Tensor): Unit rows, shape ``[N, D]``.
+        x (torch.Tensor): Unit rows, float32 or float16, shape ``[N, D]``.
         k (int): Neighbours :math:`K` that will be asked for.
         recall (float): The share of trusted neighbours to find, in (0, 1],
             within reason.
@@ -122,9 +122,10 @@ class CellSearch:
         """
         candidates = self._candidates(block)
         most = min(k, candidates.numel())
-        others = self.x[candidates].t()
+        others = self.x[candidates].float().t()
         similarity, place = in_halves(
-            lambda rows: (self.x[rows] @ others).topk(most), self.rows(block))
+            lambda rows: (self.x[rows].float() @ others).topk(most),
+            self.rows(block))
         missing = (0, k - most)
         return (torch.nn.functional.pad(similarity, missing),
                 torch.nn.functional.pad(candidates[place], missing, value=-1))
@@ -155,7 +156,7 @@ def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
     # Means of unit length; one that loses all its samples stays where it was.
     generator = torch.Generator().manual_seed(seed)
     row = torch.randperm(x.size(0), generator=generator)
-    x = x[row[:_TRAIN * num_cells].to(x.device)]
+    x = x[row[:_TRAIN * num_cells].to(x.device)].float()
     centroids = x[:num_cells].clone()
     for _ in range(_PASSES):
         cell = _nearest(x, centroids)
@@ -171,6 +172,6 @@ def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    out: List[Tensor] = [(part @ centroids.t()).argmax(dim=1)
+    out: List[Tensor] = [(part.float() @ centroids.t()).argmax(dim=1)
                          for part in x.split(8192)]
     return torch.cat(out)

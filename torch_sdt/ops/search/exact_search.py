@@ -26,7 +26,7 @@ class ExactSearch(RowBlocks):
     that is not below the last one wanted are searched again in float32.
 
     Args:
-        x (torch.Tensor): Unit rows, shape ``[N, D]``.
+        x (torch.Tensor): Unit rows, float32 or float16, shape ``[N, D]``.
         dtype (torch.dtype, optional): What products are taken in, float32 or
             bfloat16. (default: bfloat16 on a GPU, else float32)
         tile (int, optional): Most entries of a tile.
@@ -39,7 +39,9 @@ class ExactSearch(RowBlocks):
         if dtype is None:
             dtype = torch.bfloat16 if x.is_cuda else torch.float32
         super().__init__(x)
-        self.reduced = x.to(dtype)
+        self.dtype = dtype
+        # What is multiplied in float32 is widened tile by tile.
+        self.reduced = x if dtype == torch.float32 else x.to(dtype)
         self.tile = tile or (2**30 if x.is_cuda else 2**26)
 
     def __call__(self, block: int, k: int) -> Tuple[Tensor, Tensor]:
@@ -49,9 +51,10 @@ class ExactSearch(RowBlocks):
     def best(self, rows: Tensor, k: int) -> Tuple[Tensor, Tensor]:
         r"""The same for any rows."""
         n = self.x.size(0)
-        if self.reduced.dtype == torch.float32 or n <= 4 * k:
+        if self.dtype == torch.float32 or n <= 4 * k:
             return self._best(self.x, rows, k)
-        rough, index = self._best(self.reduced, rows, min(3 * k, n))
+        rough, index = self._best(self.reduced, rows, min(3 * k, n),
+                                  self.dtype)
         similarity = exact_cosines(self.x, rows, index)
         similarity, order = similarity.topk(k)
         uncertain = rough[:, -1].float() + ERROR >= similarity[:, -1]
@@ -61,13 +64,14 @@ class ExactSearch(RowBlocks):
                 self.x, rows[uncertain], k)
         return similarity, index
 
-    def _best(self, x: Tensor, rows: Tensor, k: int) -> Tuple[Tensor, Tensor]:
-        query = x[rows]
+    def _best(self, x: Tensor, rows: Tensor, k: int,
+              dtype: torch.dtype = torch.float32) -> Tuple[Tensor, Tensor]:
+        query = x[rows].to(dtype)
         best = query.new_empty(rows.numel(), 0)
         index = rows.new_empty(rows.numel(), 0)
         step = max(k, self.tile // max(rows.numel(), 1))
         for start in range(0, x.size(0), step):
-            score = query @ x[start:start + step].t()
+            score = query @ x[start:start + step].to(dtype).t()
             score, place = score.topk(min(k, score.size(1)))
             best = torch.cat([best, score], dim=1)
             index = torch.cat([index, place + start], dim=1)
@@ -85,5 +89,5 @@ def exact_cosines(x: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     for start in range(0, index.size(0), 512):
         found = index[start:start + 512].clamp(min=0)
         out[start:start + 512] = torch.einsum(
-            'qd,qkd->qk', x[rows[start:start + 512]], x[found])
+            'qd,qkd->qk', x[rows[start:start + 512]].float(), x[found].float())
     return out

@@ -14,7 +14,7 @@ class FaissSearch(RowBlocks):
     one is followed by exact cosines of what it found.
 
     Args:
-        x (torch.Tensor): Unit rows, shape ``[N, D]``.
+        x (torch.Tensor): Unit rows, float32 or float16, shape ``[N, D]``.
         factory (str): The factory string.
         seed (int): Seed of the index's training.
 
@@ -35,7 +35,7 @@ class FaissSearch(RowBlocks):
                 f"'index' must be 'auto', 'flat', 'cells', 'torch', "
                 f"'torch_cluster' or a faiss factory string (got "
                 f"'{factory}')") from e
-        data = x.cpu().numpy()
+        data = x.float().cpu().numpy()
         if x.is_cuda and hasattr(faiss, 'StandardGpuResources'):
             index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(),
                                            x.device.index or 0, index)
@@ -64,7 +64,8 @@ class FaissSearch(RowBlocks):
         id -1 where the index finds less.
         """
         rows = self.rows(block)
-        similarity, ids = self.index.search(self.x[rows].cpu().numpy(), k)
+        similarity, ids = self.index.search(
+            self.x[rows].float().cpu().numpy(), k)
         found = torch.from_numpy(ids).to(self.x.device)
         if self.exact:
             return torch.from_numpy(similarity).to(self.x.device), found

@@ -8,7 +8,7 @@ class RowBlocks:
     r"""Base class of indices that search rows in their order, 4,096 at a time.
 
     Args:
-        x (torch.Tensor): Unit rows, shape ``[N, D]``.
+        x (torch.Tensor): Unit rows, float32 or float16, shape ``[N, D]``.
     """
 
     def __init__(self, x: Tensor) -> None:

@@ -10,7 +10,7 @@ class TorchClusterSearch:
     r"""Exact search with torch-cluster, all rows in one block.
 
     Args:
-        x (torch.Tensor): Unit rows, shape ``[N, D]``.
+        x (torch.Tensor): Unit rows, float32 or float16, shape ``[N, D]``.
     """
     exact = True
 
@@ -29,7 +29,7 @@ class TorchClusterSearch:
         from torch_cluster import knn
 
         x, rows = self.x, self.rows(block)
-        row, col = knn(x, x, k)
+        row, col = knn(x.float(), x.float(), k)
         index = torch.full((x.size(0), k), -1, device=x.device)
         rank = torch.arange(row.numel(), device=x.device)
         first = torch.searchsorted(row.contiguous(), row.contiguous())
