@@ -135,3 +135,28 @@ def test_communities_are_connected():
         inside = cluster[edge_index[0]] == cluster[edge_index[1]]
         parts = connected_components(edge_index[:, inside], y.size)
         assert torch.equal(parts, cluster)
+
+
+def test_a_last_merge_is_not_lost_to_rounding():
+    # What is left of a rate when a merge uses up all edges is a rounding
+    # error, here below 0.
+    edge_index = torch.tensor([[4, 1, 2, 0, 3, 0], [0, 3, 0, 3, 4, 1]])
+    weight = torch.tensor([
+        0.8908902406692505, 0.9853591322898865, 0.4772941470146179,
+        0.5822895765304565, 0.3826752305030823, 0.1834735870361328])
+    for seed in range(4):
+        cluster = map_equation_communities(edge_index, weight, 5, 'torch', 2.,
+                                           seed)
+        assert cluster.tolist() == [0, 0, 0, 0, 0]
+
+
+def test_small_graphs_are_clustered_as_well_as_by_numba():
+    pytest.importorskip('numba')
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        edge_index = torch.randint(8, (2, 14), generator=generator)
+        weight = torch.rand(14, generator=generator)
+        length = [float(map_equation(
+            map_equation_communities(edge_index, weight, 8, backend, 2.),
+            edge_index, weight, 8, 2.)) for backend in ['numba', 'torch']]
+        assert length[1] <= length[0] + .1

@@ -144,7 +144,7 @@ def communities_torch(
     the flows of its edges, times their Markov time, and those of its nodes,
     which sum to one.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     graph = _graph(row, col, flow, node_flow)
     cluster = torch.arange(node_flow.numel(), device=col.device)
     for _ in range(_ROUNDS):
@@ -265,4 +265,6 @@ def _expand(indptr: Tensor) -> Tensor:
 
 
 def _plogp(x: Tensor) -> Tensor:
+    # Rates that should be 0 may be a rounding error below it.
+    x = x.clamp(min=0)
     return torch.special.xlogy(x, x) / log(2)
