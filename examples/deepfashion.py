@@ -30,7 +30,7 @@ from torch_sdt.ops import (
     estimate_background,
     expected_topk,
     normalize_features,
-    reverse_values,
+    symmetric_values,
 )
 from torch_sdt.progress import Stages
 from torch_sdt.training import Trainer, infer
@@ -130,7 +130,7 @@ def cluster(data, trust, verdict, rule):
         weight = TopKJaccard(k='k')(data).edge_weight
     else:
         index = to_table(data).index
-        verdict = (verdict + reverse_values(index, verdict)) / 2
+        verdict = symmetric_values(index, verdict)
         weight = verdict[:, 1:].flatten()
     kept = (weight >= rule.threshold) & (weight > 0)
     pool = MapEquationPool('numba', rule.markov_time, args.seed)

@@ -39,9 +39,10 @@ def definition(neighbors, trust, verdict, rule):
     for i in range(N):
         for r, j in enumerate(index[i]):
             p = float(jaccard[i, r])
-            back = float(verdict[j, index[j].index(i)]) if i in index[j] \
-                else 0.
-            v = 1. if r == 0 else (float(verdict[i, r]) + back) / 2
+            said = [float(verdict[i, r])]
+            if i in index[j]:
+                said.append(float(verdict[j, index[j].index(i)]))
+            v = 1. if r == 0 else sum(said) / len(said)
             if rule.merge == 'jaccard':
                 w = p
             elif rule.merge == 'verdict':
@@ -94,14 +95,14 @@ def test_symmetric_where_both_list_each_other(merge):
     assert torch.allclose(dense[mutual], dense.t()[mutual], atol=1e-6)
 
 
-def test_verdicts_of_one_direction_count_half():
-    # 0 lists 1, 1 does not list 0: all there is, is half a verdict.
+def test_verdicts_of_one_direction_stand_alone():
+    # 0 lists 1, 1 does not list 0: it says nothing about it.
     index = torch.tensor([[0, 1], [1, 2], [2, 1]])
     verdict = torch.tensor([[.1, .8], [.1, .6], [.1, .2]])
     edges = Edges(Neighbors(index, torch.ones(3, 2)), torch.ones(3, 2),
                   verdict)
     weight = edges.weight(EdgeRule('verdict', threshold=0.))
-    assert torch.allclose(weight, torch.tensor([[1., .4], [1., .4],
+    assert torch.allclose(weight, torch.tensor([[1., .8], [1., .4],
                                                 [1., .4]]))
 
 
@@ -364,3 +365,22 @@ def test_mean_fscore_of_nothing_in_common():
     assert module.mean_fscore(np.arange(4), np.arange(4)) == .5
     assert module.mean_fscore(np.arange(4), np.zeros(4, dtype=int)
                               ) == pytest.approx(.2)
+
+
+@pytest.mark.parametrize('convert', [
+    lambda y: y.astype(np.uint8), lambda y: y.astype(np.int8),
+    lambda y: (y + 2**31 - 200).astype(np.int32), lambda y: y.astype(str),
+    torch.from_numpy])
+def test_choose_rule_by_labels_of_any_kind(convert):
+    edges, y = planted(.3, .6, num=60, size=2)
+    assert choose_rule(edges, convert(y)) == choose_rule(edges, y)
+
+
+@pytest.mark.parametrize('threshold', [.2, .6, .9])
+def test_what_is_larger_than_the_table_stays_whole(threshold):
+    # Of 60 equal samples in rows of 8 most are listed in one direction.
+    neighbors = Neighbors.build(torch.ones(60, 4), 8)
+    verdict = torch.ones(60, 8)
+    cluster = Edges(neighbors, verdict, verdict).cluster(
+        EdgeRule('verdict', threshold=threshold))
+    assert int(cluster.max()) == 0

@@ -4,7 +4,7 @@ from torch_geometric.testing import withCUDA
 
 import torch_sdt.typing
 from torch_sdt.neighbors import Neighbors
-from torch_sdt.ops import knn, naive, reverse_values
+from torch_sdt.ops import knn, naive, reverse_values, symmetric_values
 
 
 @pytest.fixture(params=['numba', 'torch'])
@@ -93,3 +93,22 @@ def test_reverse_values_shape(shape, path):
     index, _ = table()
     with pytest.raises(ValueError, match=r"table's shape \[40, 7\]"):
         reverse_values(index, torch.ones(shape))
+
+
+@pytest.mark.parametrize('wrong', [-1, 40, 10**9])
+def test_reverse_values_of_a_table_that_names_nobody(wrong, path):
+    index, value = table()
+    index[3, 2] = wrong
+    with pytest.raises(ValueError, match='Row 3 has a neighbour outside'):
+        reverse_values(index, value)
+
+
+@withCUDA
+def test_symmetric_values(path, device):
+    index, value = table(duplicates=True)
+    out = symmetric_values(index.to(device), value.to(device)).cpu()
+    back = reverse_values(index, value)
+    for i, row in enumerate(index.tolist()):
+        for r, j in enumerate(row):
+            said = [value[i, r]] + [back[i, r]] * (i in index[j].tolist())
+            assert torch.isclose(out[i, r], sum(said) / len(said))

@@ -13,7 +13,7 @@ from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.edge_probability import edge_probability
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.map_equation import table_communities
-from torch_sdt.ops.reverse import reverse_values
+from torch_sdt.ops.reverse import symmetric_values
 from torch_sdt.ops.topk import expected_topk
 from torch_sdt.progress import progress
 
@@ -25,9 +25,10 @@ class EdgeRule(NamedTuple):
 
     Args:
         merge (str): With the Top-K Jaccard :math:`\tilde p_{ij}` and the
-            verdict :math:`v_{ij}`, averaged over both directions (a missing
-            one counts 0): :obj:`"jaccard"`, :math:`\tilde p`;
-            :obj:`"verdict"`, :math:`v`; :obj:`"mean"`,
+            verdict :math:`v_{ij}`, averaged over the directions that the
+            table holds (:meth:`~torch_sdt.ops.symmetric_values`):
+            :obj:`"jaccard"`, :math:`\tilde p`; :obj:`"verdict"`,
+            :math:`v`; :obj:`"mean"`,
             :math:`(\tilde p + v) / 2`; or :obj:`"boundary"`, the paper's:
             :math:`\tilde p`, but of ranks within :obj:`margin` of
             :math:`k_i` those with :math:`v \geq \eta` get
@@ -72,8 +73,7 @@ class Edges:
         self.transform = transform
         self.verdict: Optional[Tensor] = None
         if verdict is not None:
-            self.verdict = (verdict +
-                            reverse_values(neighbors.index, verdict)) / 2
+            self.verdict = symmetric_values(neighbors.index, verdict)
             self.verdict[:, 0] = 1.
         self._jaccard: Dict[float, Tensor] = {}
 
@@ -268,6 +268,7 @@ def average_precision(neighbors: Neighbors, y: np.ndarray,
 def _sizes(y: np.ndarray, cluster: np.ndarray
            ) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
     # Of each row: how many share both, the identity, and the cluster.
+    y = np.unique(np.asarray(y), return_inverse=True)[1]
     out = []
     for key in (y * (int(cluster.max()) + 1) + cluster, y, cluster):
         _, inverse, count = np.unique(key, return_inverse=True,

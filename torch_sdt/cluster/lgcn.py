@@ -3,7 +3,6 @@ from __future__ import annotations
 from typing import Any, List, NamedTuple, Optional
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from torch_sdt.cluster._arguments import check_known
@@ -11,7 +10,7 @@ from torch_sdt.cluster.trained import Table, TrainedClustering
 from torch_sdt.loader.pivot_subgraphs import PivotSubgraphs
 from torch_sdt.nn.models.lgcn import LGCNModel
 from torch_sdt.ops.components import size_constrained_components
-from torch_sdt.ops.reverse import reverse_values
+from torch_sdt.ops.reverse import symmetric_values
 from torch_sdt.training import infer
 
 # Widths of the network.
@@ -180,8 +179,7 @@ class LGCN(TrainedClustering):
                   lambda batch: self.link_(batch).sigmoid(), desc='L-GCN',
                   verbose=self.verbose)
         index = table.neighbors.index
-        directions = 1 + reverse_values(index, torch.ones_like(p))
-        weight = (p + reverse_values(index, p)) / directions
+        weight = symmetric_values(index, p)
         return _Links(*table.neighbors.to_edge_index(weight), index.size(0))
 
     def _rules(self, measured: _Links) -> List[SizeRule]:

@@ -407,10 +407,10 @@ class SDTClustering(TrainedClustering):
                 (default: :obj:`None`)
             adapt (bool, optional): For features of another kind than those
                 that :meth:`fit` saw. If :obj:`True`, an edge rule is left
-                aside: cosines are raised by the verdict :math:`v_{ij}` (mean
-                of both directions) times the spread :math:`\sigma` of
-                background cosines, :math:`a_{ij} + \sigma (v_{ij} - 1/2)`,
-                and
+                aside: cosines are raised by the verdict :math:`v_{ij}` of
+                :class:`~torch_sdt.cluster.EdgeRule` times the spread
+                :math:`\sigma` of background cosines,
+                :math:`a_{ij} + \sigma (v_{ij} - 1/2)`, and
                 :class:`~torch_sdt.cluster.TopKJaccardClustering` finds the
                 settings that suit them without labels.
                 (default: :obj:`False`)

@@ -27,7 +27,7 @@ from .proposals import (
     super_vertices,
 )
 from .rank_weighted_density import rank_weighted_density
-from .reverse import reverse_values
+from .reverse import reverse_values, symmetric_values
 from .structure_space import structure_space
 from .subgraph import subgraph_values
 from .topk import expected_topk, topk_target
@@ -46,6 +46,7 @@ __all__ = [
     'expected_topk',
     'subgraph_values',
     'reverse_values',
+    'symmetric_values',
     'diff_attention',
     'topk_edge_mask',
     'grouped_linear',
