@@ -258,7 +258,7 @@ def test_neighbors_from_edge_index_errors():
     with pytest.raises(ValueError, match='node 40 has another number'):
         Neighbors.from_edge_index(edge_index, similarity, num_nodes=41)
     with pytest.raises(ValueError, match='same number of incoming edges'):
-        Neighbors.from_edge_index(edge_index[:, :0], similarity[:0])
+        Neighbors.from_edge_index(edge_index[:, 1:], similarity[1:])
     with pytest.raises(ValueError, match='Row 0 lists a neighbour twice'):
         Neighbors.from_edge_index(torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1]]),
                                   torch.ones(4))
@@ -523,3 +523,32 @@ def test_reranked_keeps_rank_0_in_front():
     # Nothing is changed in place.
     assert float(other[0, 0]) == float(torch.tensor(.2))
     assert torch.equal(neighbors.index, index)
+
+
+def test_from_edge_index_of_cosines_beyond_one_by_rounding():
+    x = torch.nn.functional.normalize(features(20))[torch.arange(40) // 2]
+    neighbors = knn(x, 3)
+    edge_index, cosine = neighbors.to_edge_index()
+    cosine = cosine.view(40, 2)
+    cosine[:, 0] = 1 + 2e-7
+    out = Neighbors.from_edge_index(edge_index, cosine.view(-1))
+    assert torch.equal(out.index, neighbors.index)
+    assert float(out.similarity.max()) == 1
+    with pytest.raises(ValueError, match='descending order'):
+        Neighbors.from_edge_index(edge_index, 2 * cosine.view(-1))
+
+
+def test_from_edge_index_of_bad_shapes():
+    edge_index, cosine = table().to_edge_index()
+    for bad in [cosine[:-1], cosine.view(-1, 1), cosine[:1]]:
+        with pytest.raises(ValueError, match=r"must have shape \[240\]"):
+            Neighbors.from_edge_index(edge_index, bad)
+    with pytest.raises(ValueError, match='There are no nodes'):
+        Neighbors.from_edge_index(edge_index[:, :0], cosine[:0], 0)
+
+
+def test_reranked_wants_a_number_for_each_entry():
+    neighbors = table()
+    for bad in [neighbors.similarity[:, 1:], neighbors.index]:
+        with pytest.raises(ValueError, match=r'floating point of shape \[40'):
+            neighbors.reranked(bad)

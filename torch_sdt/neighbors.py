@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -130,7 +131,7 @@ class Neighbors:
                   x.new_empty(n, k, dtype=torch.float))
         with progress(n, 'kNN', verbose) as bar:
             if not (bar.disable or blocks.search.exact):
-                bar.write(f'kNN: {blocks.search}')
+                bar.write(f'kNN: {blocks.search}', file=sys.stderr)
             for rows, ids, similarity in parts:
                 rows = rows.to(x.device)
                 out.index[rows] = ids.to(x.device)
@@ -186,13 +187,17 @@ class Neighbors:
                       "is not in descending order of similarity")
         return self
 
-    def to(self, device: Device) -> Neighbors:
+    def to(self, device: Device, dtype: Optional[torch.dtype] = None
+           ) -> Neighbors:
         r"""The same table on another device.
 
         Args:
             device (str or torch.device): Where to.
+            dtype (torch.dtype, optional): In what precision similarities
+                shall be. (default: as they are)
         """
-        return Neighbors(self.index.to(device), self.similarity.to(device))
+        return Neighbors(self.index.to(device),
+                         self.similarity.to(device, dtype))
 
     def truncate(self, k: int) -> Neighbors:
         r"""The table of each row's first :obj:`k` neighbours.
@@ -212,8 +217,18 @@ class Neighbors:
         whatever the others reach.
 
         Args:
-            similarity (torch.Tensor): One an entry, shape ``[N, K]``.
+            similarity (torch.Tensor): One an entry, floating point, shape
+                ``[N, K]``.
+
+        Raises:
+            ValueError: If the shape or the dtype is another.
         """
+        if similarity.shape != self.index.shape or (
+                not similarity.is_floating_point()):
+            raise ValueError(f"'similarity' must be floating point of shape "
+                             f"{list(self.index.shape)} (got "
+                             f"{similarity.dtype} of shape "
+                             f"{list(similarity.shape)})")
         similarity = similarity.clone()
         similarity[:, 0] = torch.inf
         similarity, order = similarity.sort(dim=1, descending=True,
@@ -288,17 +303,25 @@ class Neighbors:
                 (default: :obj:`max(edge_index) + 1`)
 
         Raises:
-            ValueError: If the targets' degrees differ.
+            ValueError: If the targets' degrees differ, there are no nodes,
+                or a shape is wrong.
         """
         from torch_geometric.utils import degree
         from torch_geometric.utils.num_nodes import maybe_num_nodes
 
         n = maybe_num_nodes(edge_index, num_nodes)
+        if similarity.shape != (edge_index.size(1), ):
+            raise ValueError(f"'similarity' must have shape "
+                             f"[{edge_index.size(1)}], one an edge (got "
+                             f"{list(similarity.shape)})")
+        if n == 0:
+            raise ValueError("There are no nodes, of which a table could be "
+                             "made")
         keep = edge_index[0] != edge_index[1]
         (source, target), similarity = edge_index[:, keep], similarity[keep]
         deg = degree(target, n, dtype=torch.long)
-        if n == 0 or bool((deg != deg[0]).any()):
-            row = int((deg != deg[0]).nonzero()[0]) if n > 0 else 0
+        if bool((deg != deg[0]).any()):
+            row = int((deg != deg[0]).nonzero()[0])
             raise ValueError(
                 f"A neighbour table needs the same number of incoming edges "
                 f"at every node, but node {row} has another number than "
@@ -311,6 +334,8 @@ class Neighbors:
         self_index = torch.arange(n, device=source.device).view(-1, 1)
         index = torch.cat([self_index, source[order].view(n, -1)], dim=1)
         cosine = similarity[order].float().view(n, -1)
+        # Cosines may exceed 1 by rounding.
+        cosine = torch.where(cosine <= 1 + 1e-3, cosine.clamp(max=1), cosine)
         one = torch.ones(n, 1, device=source.device)
         return cls(index, torch.cat([one, cosine], dim=1)).validate()
 
@@ -391,6 +416,19 @@ class Neighbors:
                 f"{'cosine distance' if values == 'distance' else 'cosine'}; "
                 f"if they are a {other}, pass values='{other}'")
         return _self_first(index, cosine.clamp(-1, 1)).validate()
+
+
+def check_ids(index: Tensor) -> None:
+    r"""Raises a :class:`ValueError` where a table names a sample that has no
+    row in it: kernels check nothing.
+    """
+    n = index.size(0)
+    if index.numel() == 0:
+        return
+    low, high = index.aminmax()
+    if int(low) < 0 or int(high) >= n:
+        _raise_at(((index < 0) | (index >= n)).any(dim=1), 0,
+                  f"has a neighbour outside 0..{n - 1}")
 
 
 def _raise_at(bad: Tensor, start: int, what: str,

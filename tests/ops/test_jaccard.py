@@ -307,3 +307,51 @@ def test_numba_leaves_the_threads_of_torch_alone():
             'assert torch.get_num_threads() == 1')
     env = {**os.environ, 'NUMBA_NUM_THREADS': '2'}
     subprocess.run([sys.executable, '-c', code], check=True, env=env)
+
+
+@pytest.mark.parametrize('wrong', [-1, 60, 10**9])
+def test_topk_jaccard_of_a_table_that_names_nobody(wrong, path):
+    neighbors = table()
+    neighbors.index[3, 2] = wrong
+    with pytest.raises(ValueError, match=r'Row 3 has a neighbour outside'):
+        topk_jaccard(neighbors)
+
+
+def test_topk_jaccard_csr_checks_what_it_gets(path):
+    rowptr, col = torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1])
+    length, p = torch.tensor([1, 2]), torch.rand(3)
+    topk_jaccard_csr(rowptr, col, length, p)
+    for args, message in [
+            ((rowptr, col, torch.tensor([3, 2]), p), 'got 3 in row 0 of 1'),
+            ((rowptr, col, torch.tensor([1, -1]), p), 'got -1 in row 1'),
+            ((torch.tensor([0, 1, 9]), col, length, p), 'got 0 and 9'),
+            ((torch.tensor([0, 1]), col, length, p), "'rowptr' must have"),
+            ((rowptr, torch.tensor([0, 2, 1]), length, p), 'got 2 at 1'),
+            ((rowptr, torch.tensor([0, -1, 1]), length, p), 'got -1 at 1'),
+            ((rowptr, col, length, p[:2]), r'shape \[E\]'),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            topk_jaccard_csr(*args)
+
+
+@pytest.mark.parametrize('dtype', [torch.long, torch.bool])
+def test_topk_jaccard_wants_floating_point(dtype, path):
+    with pytest.raises(ValueError, match="'probability' must be floating"):
+        topk_jaccard(table(), None, torch.ones(60, 9, dtype=dtype))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_topk_jaccard_of_any_scale(dtype, path):
+    neighbors = table()
+    p = edge_probability(neighbors.similarity).to(dtype)
+    expected = topk_jaccard(neighbors, None, p)
+    scales = [1e-38, 1e-30, 1e30, 1e37]
+    if dtype == torch.float64:
+        scales += [1e-200, 1e200]
+    for scale in scales:
+        out = topk_jaccard(neighbors, None, p * scale)
+        assert torch.allclose(out, expected, atol=1e-5)
+    # Each row has a scale of its own.
+    scale = torch.logspace(-36, 30, 60, dtype=dtype).view(-1, 1)
+    out = topk_jaccard(neighbors, None, p * scale)
+    assert torch.allclose(out, expected, atol=1e-5)

@@ -109,8 +109,29 @@ def test_subgraph_values_shape(shape, path):
         subgraph_values(index, torch.ones(shape), torch.arange(3))
 
 
-@pytest.mark.parametrize('bad', [40, -41])
+@pytest.mark.parametrize('bad', [40, -1, -41])
 def test_subgraph_values_of_no_node(bad, path):
     index, value = table()
     with pytest.raises(IndexError, match=str(bad)):
         subgraph_values(index, value, torch.tensor([0, bad]))
+
+
+@pytest.mark.parametrize('wrong', [-1, 40, 10**9])
+def test_subgraph_values_of_a_table_that_names_nobody(wrong):
+    pytest.importorskip('numba')
+    index, value = table()
+    index[3, 2] = wrong
+    # Row 3 is read for itself, and for those that list it.
+    for node in [3, int(index[3, 1]), int((index == 3).any(1).nonzero()[0])]:
+        reads = 3 in index[node].tolist()
+        if reads:
+            with pytest.raises(ValueError, match='Row 3 has a neighbour'):
+                subgraph_values(index, value, torch.tensor([node]))
+        else:
+            subgraph_values(index, value, torch.tensor([node]))
+
+
+def test_subgraph_values_have_no_gradient(path):
+    index, value = table()
+    out = subgraph_values(index, value.requires_grad_(), torch.arange(3))
+    assert not out.requires_grad

@@ -28,24 +28,30 @@ def row_key(rowptr, col, length):
 @numba.njit(parallel=True, fastmath=True, cache=True)
 def jaccard_kernel(rowptr, col, length, p, out, order, threads):
     r"""Fills :obj:`out`, row by row in the order :obj:`order`; :obj:`p`
-    becomes :math:`\hat p` in place.
+    becomes :math:`\hat p` in place. Returns whether it could: sums beyond
+    what single precision holds are left to the caller.
 
     A thread keeps one scratch row: the :math:`\hat p` of the row it works
     on, scattered over all nodes, so that asking whether a neighbour is common
     costs one look-up. The inner loop has no branch left and is vectorised.
     """
     one, zero, tiny = np.float32(1), np.float32(0), np.float32(1e-30)
+    least, most = np.float32(1e-37), np.float32(1e37)
     n = length.size
-    mass = np.zeros(n, dtype=np.bool_)
+    mass, fits = np.zeros(n, dtype=np.bool_), np.ones(n, dtype=np.bool_)
     for i in numba.prange(n):
         first, last = rowptr[i], rowptr[i] + length[i]
         total = zero
         for e in range(first, last):
             total += p[e]
         mass[i] = total > zero
+        # The reciprocal of a smaller sum would not fit.
+        fits[i] = total == zero or least < total < most
         scale = one / total if total > zero else zero
         for e in range(first, last):
             p[e] *= scale
+    if not fits.all():
+        return False
 
     num_blocks = (n + _BLOCK - 1) // _BLOCK
     for t in numba.prange(threads):
@@ -72,3 +78,4 @@ def jaccard_kernel(rowptr, col, length, p, out, order, threads):
                         out[e] = one
                 for e in range(first, last):
                     scratch[col[e]] = zero
+    return True

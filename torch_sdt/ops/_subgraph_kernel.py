@@ -14,23 +14,33 @@ def subgraph_kernel(index, value, nodes, out, threads):
     :meth:`torch_sdt.ops.subgraph_values`.
 
     A thread marks where in the subgraph each node stands, and takes the marks
-    back after each row.
+    back after each row. Returns, of each thread, a row that names no row of
+    the table, or -1.
     """
     n, k = index.shape
+    bad = np.full(threads, -1, dtype=np.int64)
     for t in numba.prange(threads):
         rank = np.full(n, -1, dtype=np.int32)
         for b in range(t, nodes.size, threads):
             row = index[nodes[b]]
+            if row.min() < 0 or row.max() >= n:
+                bad[t] = nodes[b]
+                continue
             for s in range(k):
                 rank[row[s]] = s
             for r in range(k):
                 h = row[r]
                 for e in range(k):
-                    s = rank[index[h, e]]
+                    j = index[h, e]
+                    if j < 0 or j >= n:
+                        bad[t] = h
+                        break
+                    s = rank[j]
                     if s >= 0:
                         out[b, r, s] = value[h, e]
             for s in range(k):
                 rank[row[s]] = -1
+    return bad
 
 
 @numba.njit(parallel=True, cache=True)

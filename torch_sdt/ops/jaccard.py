@@ -2,6 +2,7 @@ r"""Top-K Jaccard on neighbour tables and on graphs."""
 from __future__ import annotations
 
 from math import inf
+from numbers import Integral
 from typing import Optional, Tuple, Union
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 import torch_sdt.typing
-from torch_sdt.neighbors import Neighbors
+from torch_sdt.neighbors import Neighbors, check_ids
 from torch_sdt.ops.edge_probability import edge_probability
 
 
@@ -72,6 +73,7 @@ def topk_jaccard(
         raise ValueError(f"'probability' must have the table's shape "
                          f"{list(index.shape)} (got "
                          f"{list(probability.shape)})")
+    check_ids(index)
     length = _check_k(k, n, width, index.device)
     rowptr = torch.arange(0, n * width + 1, width, device=index.device)
     if (torch_sdt.typing.WITH_TRITON and index.is_cuda
@@ -81,8 +83,8 @@ def topk_jaccard(
         _check_probability(probability, rowptr)
         out = jaccard_triton(index, length, probability.detach())
         return out.to(probability.dtype)
-    return topk_jaccard_csr(rowptr, index.reshape(-1), length,
-                            probability.reshape(-1)).view(n, width)
+    return _jaccard(rowptr, index.reshape(-1), length,
+                    probability.reshape(-1)).view(n, width)
 
 
 def topk_jaccard_csr(
@@ -108,7 +110,17 @@ def topk_jaccard_csr(
 
     Returns:
         torch.Tensor: :math:`\tilde p`, shape ``[E]``.
+
+    Raises:
+        ValueError: If a shape is wrong, a node id or a length is out of
+            range, or a probability is negative or not finite.
     """
+    _check_csr(rowptr, col, length, probability)
+    return _jaccard(rowptr, col, length, probability)
+
+
+def _jaccard(rowptr: Tensor, col: Tensor, length: Tensor, probability: Tensor
+             ) -> Tensor:
     _check_probability(probability, rowptr)
     if (torch_sdt.typing.WITH_NUMBA and not col.is_cuda
             and not _needs_torch(probability)):
@@ -122,7 +134,39 @@ def _needs_torch(probability: Tensor) -> bool:
     return grad or torch.compiler.is_compiling()
 
 
+def _check_csr(rowptr: Tensor, col: Tensor, length: Tensor,
+               probability: Tensor) -> None:
+    # The kernels check nothing.
+    n, num_edges = length.numel(), col.numel()
+    if col.dim() != 1 or probability.shape != col.shape:
+        raise ValueError(f"'col' and 'probability' must both have shape [E] "
+                         f"(got {list(col.shape)} and "
+                         f"{list(probability.shape)})")
+    if rowptr.shape != (n + 1, ) or length.shape != (n, ):
+        raise ValueError(f"'rowptr' must have shape [N + 1] and 'length' [N] "
+                         f"(got {list(rowptr.shape)} and "
+                         f"{list(length.shape)})")
+    if int(rowptr[0]) != 0 or int(rowptr[-1]) != num_edges:
+        raise ValueError(f"'rowptr' must lead from 0 to the number of edges "
+                         f"{num_edges} (got {int(rowptr[0])} and "
+                         f"{int(rowptr[-1])})")
+    bad = (length < 0) | (length > rowptr.diff())
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"'length' must be between 0 and the entries of the "
+                         f"row (got {int(length[row])} in row {row} of "
+                         f"{int(rowptr[row + 1] - rowptr[row])})")
+    bad = (col < 0) | (col >= n)
+    if bool(bad.any()):
+        entry = int(bad.nonzero()[0])
+        raise ValueError(f"'col' must be in 0..{n - 1} (got "
+                         f"{int(col[entry])} at {entry})")
+
+
 def _check_probability(probability: Tensor, rowptr: Tensor) -> None:
+    if not probability.is_floating_point():
+        raise ValueError(f"'probability' must be floating point (got "
+                         f"{probability.dtype})")
     if probability.numel() == 0:
         return
     # Ten times faster than to look at every entry; NaN passes through.
@@ -140,8 +184,8 @@ def _check_k(k: Optional[Union[int, Tensor]], n: int, width: int,
     if k is None:
         k = width
     if not isinstance(k, Tensor):
-        if isinstance(k, bool) or int(k) != k:
-            raise ValueError(f"'k' must be an integer (got {k!r})")
+        if isinstance(k, bool) or not isinstance(k, Integral):
+            raise ValueError(f"'k' must be an integer or a tensor (got {k!r})")
         k = torch.full((n, ), int(k), device=device)
     if k.shape != (n, ) or k.is_floating_point() or k.dtype == torch.bool:
         raise ValueError(f"'k' must be integers of shape [{n}] (got "
@@ -161,17 +205,30 @@ def _jaccard_numba(rowptr: Tensor, col: Tensor, length: Tensor,
                    probability: Tensor) -> Tensor:
     from torch_sdt.ops._jaccard_kernel import jaccard_kernel, row_key
 
+    probability = probability.detach()
+    if probability.dtype == torch.float64:  # The kernel knows single only.
+        probability = _relative(rowptr, probability)
     # A private copy: the kernel normalises it in place.
-    p = probability.detach().to(torch.float32, copy=True).contiguous()
+    p = probability.to(torch.float32, copy=True).contiguous()
     out = torch.zeros_like(p)
     # Unsigned: no index counts from the end, and asking whether one does
     # costs a fifth of the time.
     ids = col.to(torch.int32).numpy().view(np.uint32)
     graph = (rowptr.numpy(), ids, length.numpy())
     order = np.argsort(row_key(*graph), kind='stable')
-    jaccard_kernel(*graph, p.numpy(), out.numpy(), order,
-                   torch.get_num_threads())
+    rest = out.numpy(), order, torch.get_num_threads()
+    if not jaccard_kernel(*graph, p.numpy(), *rest):
+        p = _relative(rowptr, probability.double()).float()
+        jaccard_kernel(*graph, p.numpy(), *rest)
     return out.to(probability.dtype)
+
+
+def _relative(rowptr: Tensor, probability: Tensor) -> Tensor:
+    # To the largest of each row, which changes nothing but the scale.
+    row, _ = _rows(rowptr, probability.numel())
+    most = probability.new_zeros(rowptr.numel() - 1)
+    most = most.scatter_reduce(0, row, probability, 'amax')
+    return probability / torch.where(most > 0, most, 1.)[row]
 
 
 # Anywhere, with gradients ###################################################

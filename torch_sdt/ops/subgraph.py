@@ -29,14 +29,21 @@ def subgraph_values(index: Tensor, value: Tensor, nodes: Tensor) -> Tensor:
         torch.Tensor: :math:`V`, float32, shape ``[B, K, K]``.
 
     Raises:
-        ValueError: If the values are not one an entry.
+        ValueError: If the values are not one an entry, or a row that is read
+            names a neighbour that is none of the table.
         IndexError: If a node is none of the table.
     """
     if value.shape != index.shape:
         raise ValueError(f"'value' must have the table's shape "
                          f"{list(index.shape)} (got {list(value.shape)})")
-    if torch_sdt.typing.WITH_NUMBA and not index.is_cuda:
-        return _numba(index, value, nodes)
+    value = value.detach()
+    if not index.is_cuda:
+        bad = nodes[(nodes < 0) | (nodes >= index.size(0))]
+        if bad.numel() > 0:
+            raise IndexError(f"There is no node {int(bad[0])} in a table of "
+                             f"{index.size(0)} rows")
+        if torch_sdt.typing.WITH_NUMBA:
+            return _numba(index, value, nodes)
     return _search(index, value, nodes)
 
 
@@ -44,15 +51,12 @@ def _numba(index: Tensor, value: Tensor, nodes: Tensor) -> Tensor:
     from torch_sdt.ops._subgraph_kernel import subgraph_kernel
 
     n, k = index.shape
-    # The kernel checks nothing.
-    bad = nodes[(nodes < 0) | (nodes >= n)]
-    if bad.numel() > 0:
-        raise IndexError(f"There is no node {int(bad[0])} in a table of {n} "
-                         f"rows")
     out = torch.zeros(nodes.numel(), k, k)
     threads = min(torch.get_num_threads(), max(nodes.numel(), 1))
-    subgraph_kernel(index.numpy(), value.float().numpy(), nodes.numpy(),
-                    out.numpy(), threads)
+    bad = subgraph_kernel(index.numpy(), value.float().numpy(),
+                          nodes.numpy(), out.numpy(), threads).max()
+    if bad >= 0:
+        raise ValueError(f"Row {bad} has a neighbour outside 0..{n - 1}")
     return out
 
 
