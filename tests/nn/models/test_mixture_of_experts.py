@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -184,3 +187,19 @@ def test_autocast():
 def test_errors(top_k):
     with pytest.raises(ValueError, match=f"number of experts 4 .got {top_k}"):
         MixtureOfExperts(8, 12, experts=4, top_k=top_k)
+
+
+def test_a_trained_mixture_can_be_copied():
+    moe, x = layer(8, 12), tokens(7, 8)
+    expected = moe(x)
+    for copied in [copy.deepcopy(moe), pickle.loads(pickle.dumps(moe))]:
+        assert copied.balance_loss is None
+        assert torch.equal(copied(x), expected)
+        assert copied.balance_loss is not None
+    assert moe.balance_loss.requires_grad
+
+
+def test_nobody_is_balanced():
+    moe = layer(8, 12)
+    assert moe(tokens(0, 8)).shape == (0, 8)
+    assert float(moe.balance_loss) == 0

@@ -1,4 +1,4 @@
-from typing import Optional
+from typing import Any, Dict, Optional
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +61,10 @@ class MixtureOfExperts(torch.nn.Module):
         self.balance_loss: Optional[Tensor] = None
         self.reset_parameters()
 
+    def __getstate__(self) -> Dict[str, Any]:
+        # With its history a loss can be neither copied nor pickled.
+        return {**self.__dict__, 'balance_loss': None}
+
     def reset_parameters(self) -> None:
         r"""Resets all learnable parameters of the module."""
         self.router.reset_parameters()
@@ -82,7 +86,8 @@ class MixtureOfExperts(torch.nn.Module):
         source = order.div(self.top_k, rounding_mode='floor')
         count = torch.bincount(expert, minlength=self.experts)
         share = count.float() / max(expert.numel(), 1)
-        self.balance_loss = self.experts * (share * score.mean(dim=0)).sum()
+        mean = score.sum(dim=0) / max(score.size(0), 1)
+        self.balance_loss = self.experts * (share * mean).sum()
 
         sizes = count.tolist()
         hidden = F.gelu(grouped_linear(token[source], self.weight1,
