@@ -80,7 +80,8 @@ def test_goes_on_after_a_kill(tmp_path, asked, monkeypatch):
     assert asked == list(range(8, count))
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'empty', 'flipped', 'other'])
+@pytest.mark.parametrize('damage', ['truncated', 'empty', 'flipped', 'other',
+                                    'renamed'])
 def test_damaged_files_are_made_again(tmp_path, asked, damage):
     expected = search(tmp_path)
     path, other = files(tmp_path)[1:3]
@@ -88,7 +89,8 @@ def test_damaged_files_are_made_again(tmp_path, asked, damage):
         data = f.read()
     with open(path, 'wb') as f:
         f.write({'truncated': data[:-9], 'empty': b'', 'other': data,
-                 'flipped': b'\xff' * 8 + data[8:]}[damage])
+                 'flipped': b'\xff' * 8 + data[8:],
+                 'renamed': data.replace(b'blocks', b'bl0cks')}[damage])
     del asked[:]
     assert equal(search(tmp_path), expected)
     assert asked == [4, 5, 6, 7]

@@ -44,7 +44,7 @@ def keep(blocks: Blocks, folder: PathLike) -> Iterator[Rows]:
             tensors, meta = load_tensors(path)
             if meta['blocks'] != [group.start, group.stop, len(blocks)]:
                 raise ValueError(f"'{path}' holds other blocks")
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, KeyError):
             parts = zip(*(blocks[block] for block in group))
             tensors = {str(i): torch.cat(part)
                        for i, part in enumerate(parts)}

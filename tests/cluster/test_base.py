@@ -189,3 +189,32 @@ def test_absent_backend(monkeypatch):
     monkeypatch.setattr(torch_sdt.typing, 'WITH_NUMBA', False)
     with pytest.raises(ImportError, match="requires 'numba'"):
         TopKJaccardClustering().fit(x)
+
+
+def test_of_a_wider_table_the_first_neighbours_are_taken():
+    x, _ = blobs()
+    table = Neighbors.build(x, 80)
+    expected = CosineMapEquation(k=3).fit_predict(x)
+    for wider in [table, table.to('cpu', torch.double)]:
+        labels = CosineMapEquation(k=3).fit_predict(x, neighbors=wider)
+        assert np.array_equal(labels, expected)
+    # There the others would have changed something.
+    whole = CosineMapEquation().fit_predict(x, neighbors=table)
+    assert not np.array_equal(whole, expected)
+
+
+def test_seeds_are_integers_of_any_kind():
+    x, _ = blobs()
+    for seed in [np.arange(2)[1], np.uint8(1)]:
+        labels = TopKJaccardClustering(seed=seed).fit_predict(x)
+        assert np.array_equal(labels,
+                              TopKJaccardClustering(seed=1).fit_predict(x))
+    for seed in [-1, 2**32, 1.5, None]:
+        with pytest.raises(ValueError, match="'seed' must be an integer"):
+            TopKJaccardClustering(seed=seed).fit(x)
+
+
+@pytest.mark.parametrize('n', [4, 5])
+def test_hdbscan_of_too_few_for_a_cluster(n):
+    assert HDBSCAN(min_cluster_size=5).fit_predict(
+        np.eye(n)).tolist() == list(range(n))

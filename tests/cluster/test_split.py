@@ -110,9 +110,14 @@ def test_labels_of_any_kind(convert):
     (None, r'call fit\(X, y\) .y is missing'),
     (np.arange(29), r"'y' must have shape \[30\].*got \[29\]"),
     (np.ones((30, 1)), r"'y' must have shape \[30\].*got \[30, 1\]"),
-    (np.where(np.arange(30) == 17, np.nan, 1.), 'Row 17 has no label .got '
-                                                'nan'),
-    (np.where(np.arange(30) > 3, np.inf, 1.), 'Row 4 has no label .got inf'),
+    (np.where(np.arange(30) == 17, np.nan, 1.),
+     "Row 17 of 'y' has no label .got nan"),
+    (np.where(np.arange(30) > 3, np.inf, 1.),
+     "Row 4 of 'y' has no label .got inf"),
+    (np.where(np.arange(30) > 5, None, 'a'),
+     "Row 6 of 'y' has no label .got None"),
+    (np.array(['a'] * 29 + [np.nan], dtype=object),
+     "Row 29 of 'y' has no label .got nan"),
 ])
 def test_bad_labels(y, message):
     with pytest.raises(ValueError, match=message):

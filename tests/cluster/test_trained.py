@@ -310,3 +310,60 @@ def test_cuda(estimator):
     x, y = world('test')
     model = clone(estimator).set_params(device='cuda').fit(*world())
     assert mean_fscore(y, model.predict(x)) > .1
+
+
+def test_a_refit_that_fails_leaves_nothing_to_predict_by(monkeypatch):
+    model = clone(ESTIMATORS[0]).fit(*world())
+    monkeypatch.setattr(model, '_learn', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.fit(*world())
+    with pytest.raises(NotFittedError):
+        model.predict(world()[0])
+
+
+def test_a_table_in_double_precision():
+    model, (x, _) = fitted(ESTIMATORS[0]), world('test')
+    table = Neighbors.build(x, 8)
+    expected = model.predict(x, table)
+    assert np.array_equal(model.predict(x, table.to('cpu', torch.double)),
+                          expected)
+
+
+@pytest.mark.parametrize('damage', ['arguments', 'k', 'rule'])
+def test_damaged_settings(damage, tmp_path):
+    path = tmp_path / 'model.safetensors'
+    fitted(ESTIMATORS[0]).save(path)
+    tensors, meta = load_tensors(path)
+    if damage == 'k':
+        del meta['k']
+    else:
+        meta[damage]['banana'] = 1
+    save_tensors(path, tensors, meta)
+    with pytest.raises(ValueError, match='are damaged'):
+        GCNVE.load(path)
+
+
+def test_training_on_a_cpu_seeds_no_gpu(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(torch.cuda, 'manual_seed_all', seeds.append)
+    monkeypatch.setattr(torch.cuda, 'manual_seed', seeds.append)
+    before = torch.random.get_rng_state()
+    clone(ESTIMATORS[0]).fit(*world())
+    assert seeds == []
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_seeds_are_integers_of_any_kind():
+    x, y = world()
+    one, other = (clone(ESTIMATORS[0]).set_params(seed=seed).fit(x, y)
+                  for seed in [3, np.arange(4)[3]])
+    assert equal(one, other)
+    for seed in [-1, 2**32, 1.5, None]:
+        with pytest.raises(ValueError, match="'seed' must be an integer"):
+            clone(ESTIMATORS[0]).set_params(seed=seed).fit(x, y)
+
+
+def test_one_held_out_sample():
+    x, y = np.eye(10, dtype=np.float32) + .1, np.arange(10)
+    model = LCEPCE(k=8, epochs=1, val_share=.01).fit(x, y)
+    assert model.predict(x).shape == (10, )

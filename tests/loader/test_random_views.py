@@ -91,3 +91,13 @@ def test_large_sets_are_cut_to_the_size_of_a_view():
         loader.set_epoch(epoch)
         assert loader.x.size(0) <= 100
         assert np.unique(loader.y.numpy()).size >= 1
+
+
+def test_views_of_samples_that_are_all_one():
+    # They equal their mean, which is not taken away then.
+    x, y = normalize_features(torch.ones(40, 6)), torch.arange(40) // 5
+    loader = RandomViews(x, y, K, SIZE)
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        assert all(bool(batch.similarity.isfinite().all())
+                   for batch in loader)

@@ -82,3 +82,11 @@ def test_a_loader_that_shuffles_is_refused():
     # Rows would come in another order than the nodes.
     with pytest.raises(ValueError, match='shuffles'):
         infer(predictor(), subgraphs(shuffle=True), predictor())
+
+
+def test_what_is_not_a_number_is_an_error():
+    model = predictor()
+    with torch.no_grad():
+        model.encoder.rank.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="TopKPredictor says is not"):
+        infer(model, subgraphs(), model)

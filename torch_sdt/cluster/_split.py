@@ -23,9 +23,14 @@ def check_labels(y: Any, num_samples: int, name: str = 'y') -> np.ndarray:
     if y.shape != (num_samples, ):
         raise ValueError(f"'{name}' must have shape [{num_samples}], one "
                          f"label a sample (got {list(y.shape)})")
-    if y.dtype.kind == 'f' and not np.isfinite(y).all():
-        row = int(np.flatnonzero(~np.isfinite(y))[0])
-        raise ValueError(f"Row {row} has no label (got {y[row]})")
+    missing = np.zeros(y.size, dtype=bool)
+    if y.dtype.kind == 'f':
+        missing = ~np.isfinite(y)
+    elif y.dtype.kind == 'O':  # NaN is not equal to itself.
+        missing = np.array([v is None or v != v for v in y], dtype=bool)
+    if missing.any():
+        row = int(missing.argmax())
+        raise ValueError(f"Row {row} of '{name}' has no label (got {y[row]})")
     return np.unique(y, return_inverse=True)[1].astype(np.int64)
 
 

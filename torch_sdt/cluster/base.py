@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
+from torch_sdt.cluster._arguments import check_seed
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.map_equation import check_backend, table_communities
@@ -51,7 +52,8 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
                 any float or integer type, on any device; normalised inside.
             y: Ignored.
             neighbors (Neighbors, optional): A ready table for :obj:`X`,
-                which spares the search. (default: :obj:`None`)
+                which spares the search; of a wider one than :obj:`k` the
+                first neighbours are taken. (default: :obj:`None`)
 
         Returns:
             The estimator itself, with ``labels_`` (int64 numpy, shape
@@ -61,6 +63,7 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
             ValueError: If the features, the table or an argument is bad; the
                 message names the row, the shape or the argument.
         """
+        check_seed(self.seed)
         self._check_arguments()
         x, neighbors = self._prepare(X, neighbors)
         cluster = self._fit_table(x, neighbors)
@@ -99,7 +102,10 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
                               dtype=[np.float32, np.float64, np.float16])
         x = normalize_features(X, center=self.center)
         if neighbors is not None:
-            return x, neighbors.validate(x.size(0))
+            neighbors = neighbors.validate(x.size(0)).to(
+                neighbors.index.device, torch.float32)
+            width = neighbors.k if self.k is None else self.k
+            return x, neighbors.truncate(min(width, neighbors.k))
         if not self._needs_table:
             node = torch.arange(x.size(0), device=x.device).view(-1, 1)
             return x, Neighbors(node, torch.ones_like(node, dtype=x.dtype))

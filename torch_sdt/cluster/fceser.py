@@ -193,7 +193,7 @@ class FCESER(TrainedClustering):
         thetas, deltas, _ = self._tried()
         pairs = listed(neighbors, behind(nep(neighbors), max(thetas),
                                          min(deltas)))
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(int(self.seed))
         chosen = torch.randperm(pairs.size(1), generator=generator)[:_PAIRS]
         return pairs[:, chosen.to(pairs.device)]
 

@@ -78,7 +78,7 @@ class HDBSCAN(NeighborClustering):
 
         n = neighbors.num_nodes
         if n <= self.min_cluster_size:
-            return torch.zeros(n, dtype=torch.long)
+            return torch.arange(n)
         samples = self.min_samples or self.min_cluster_size
         if samples > neighbors.k:
             raise ValueError(f"'min_samples' must be at most the table's "

@@ -173,7 +173,7 @@ class LCEPCE(TrainedClustering):
         # One more denser neighbour of each sample, where there is one.
         index = table.neighbors.index
         other = is_denser(index, density) & (index != peaks.parent.view(-1, 1))
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(int(self.seed))
         draw = torch.rand(index.shape, generator=generator).to(index.device)
         drawn, rank = draw.masked_fill(~other, -1).max(dim=1)
         row = (drawn >= 0).nonzero().view(-1)

@@ -177,7 +177,7 @@ class PairCls(TrainedClustering):
         near = neighbors.index[:, 1:1 + _NEAREST]
         same = y[near] == y.view(-1, 1)
         amount = max(min(_PAIRS, same.numel()) // 2, 1)
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = torch.Generator().manual_seed(int(self.seed))
         drawn = []
         for kind in (same, ~same):
             node, rank = kind.nonzero(as_tuple=True)

@@ -21,6 +21,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 from torch.nn import Module
 
+from torch_sdt.cluster._arguments import check_seed
 from torch_sdt.cluster._split import check_labels, split_identities
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.io import load_tensors, save_tensors
@@ -32,6 +33,7 @@ from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.progress import progress
 from torch_sdt.resume import fingerprint
 from torch_sdt.training import History, Trainer
+from torch_sdt.training.seeded import seeded
 from torch_sdt.training.trainer import TrainingLoader, Validate
 from torch_sdt.typing import ArrayLike
 
@@ -151,7 +153,9 @@ class TrainedClustering(BaseEstimator):
 
         Args:
             X (numpy.ndarray or torch.Tensor): Features, shape ``[N, D]``.
-            y (numpy.ndarray or torch.Tensor): Identities, shape ``[N]``.
+            y (numpy.ndarray or torch.Tensor): Identities, of any kind that
+                can be sorted, shape ``[N]``; every value is one, negative
+                ones included.
             groups (optional): What keeps related identities on one side of
                 the validation split, shape ``[N]``. (default: :obj:`None`)
             neighbors (Neighbors, optional): A ready table for :obj:`X`, on
@@ -163,6 +167,7 @@ class TrainedClustering(BaseEstimator):
                 is bad, or there are too few identities.
             FloatingPointError: If the loss is not finite.
         """
+        check_seed(self.seed)
         self._check_arguments()
         x = self._features(X)
         labels = check_labels(y, x.size(0))
@@ -177,6 +182,8 @@ class TrainedClustering(BaseEstimator):
             raise ValueError(f"'k' must be between 2 and the number of "
                              f"training samples {train.size} (got {width})")
         self.k_, self.n_features_in_ = width, x.size(1)
+        # Until all is learned anew there is nothing to predict by.
+        self.__dict__.pop('rule_', None)
         self._build_networks()
         self._fingerprint = ''
         if self.workdir is not None:
@@ -275,14 +282,13 @@ class TrainedClustering(BaseEstimator):
                                          workdir=workdir)
         else:
             neighbors = neighbors.truncate(min(width, neighbors.k)).to(
-                x.device)
+                x.device, torch.float32)
         location, scale = estimate_background(x, self.seed)
         return Table(x, neighbors, (location, max(scale, 1e-6)))
 
     def _build_networks(self) -> None:
         # The networks, with weights that the seed determines.
-        with torch.random.fork_rng([]):
-            torch.manual_seed(self.seed)
+        with seeded(self.seed):
             self._build()
         for name in self._networks:
             network = getattr(self, f'{name}_')
@@ -457,8 +463,14 @@ class TrainedClustering(BaseEstimator):
             raise ValueError(f"'{path}' has format {meta.get('format')}, and "
                              f"this version of torch_sdt reads format "
                              f"{_FORMAT}")
-        model = cls(**meta['arguments'], device=device)
-        model.k_, model.n_features_in_ = meta['k'], meta['n_features_in']
+        try:
+            model = cls(**meta['arguments'], device=device)
+            model.k_, model.n_features_in_ = meta['k'], meta['n_features_in']
+            model.rule_ = cls._rule(**meta['rule'])
+            model.validation_score_ = meta['validation_score']
+        except (KeyError, TypeError) as e:
+            raise ValueError(f"The settings in '{path}' are damaged: {e}"
+                             ) from e
         model._build_networks()
         for name in cls._networks:
             network = getattr(model, f'{name}_')
@@ -473,7 +485,5 @@ class TrainedClustering(BaseEstimator):
                     raise ValueError(f"The weights in '{path}' do not fit the "
                                      f"settings in it") from e
                 network.eval()
-        model.rule_ = cls._rule(**meta['rule'])
-        model.validation_score_ = meta['validation_score']
         model.history_ = {}
         return model

@@ -69,9 +69,13 @@ class RandomViews(NeighborSubgraphs):
         if dim < x.size(1):
             project = rng.standard_normal((x.size(1), dim)).astype(np.float32)
             x = x @ torch.from_numpy(project).to(x.device)
-        x = normalize_features(x, center=True)
+        try:
+            x = normalize_features(x, center=True)
+        except ValueError:  # A sample equals the mean, as where all are one.
+            x = normalize_features(x)
         table = Neighbors.search(x, min(self.width, x.size(0)), 'flat')
-        background = estimate_background(x, self.seed)
+        location, scale = estimate_background(x, self.seed)
+        background = location, max(scale, 1e-6)
         order = torch.arange(x.size(0), device=x.device)
         trust = None
         if self.relate is not None:

@@ -36,7 +36,7 @@ def estimate_background(x: Tensor, seed: int = 0) -> Background:
     Returns:
         Background: Median and spread.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     rows = torch.randperm(x.size(0), generator=generator)[:_PAIRS]
     sample = x[rows.to(x.device)].float()
     cosine = (sample @ sample.t()).cpu()

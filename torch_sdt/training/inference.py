@@ -67,6 +67,7 @@ def infer(
 
     Raises:
         ValueError: If the loader shuffles or is empty.
+        FloatingPointError: If what comes out is not a number.
     """
     if loader.shuffle:
         raise ValueError("The loader shuffles: rows would come out in another "
@@ -88,6 +89,10 @@ def infer(
     with progress(total, desc or type(model).__name__, verbose,
                   'nodes') as bar:
         for rows, in parts:
+            if rows.is_floating_point() and bool(rows.isnan().any()):
+                raise FloatingPointError(
+                    f"What {type(model).__name__} says is not a number; if it "
+                    f"was just trained, lower 'lr'")
             if out is None:
                 out = rows.new_empty((total, *rows.shape[1:]), device=device)
             out[start:start + rows.size(0)] = rows

@@ -12,6 +12,7 @@ from torch.nn import Module
 from torch_sdt.io import load_tensors, save_tensors
 from torch_sdt.progress import progress
 from torch_sdt.training.history import History
+from torch_sdt.training.seeded import seeded
 
 Validate = Callable[[Module], Dict[str, float]]
 
@@ -159,13 +160,11 @@ class Trainer:
         wrapped, optimizer = fabric.setup(model, optimizer)
         wrapped.mark_forward_method('loss')
         loader.rank, loader.world_size = fabric.global_rank, fabric.world_size
-        device_ids = [fabric.device] if fabric.device.type == 'cuda' else []
         for epoch in range(len(state.history) + 1, self.epochs + 1):
             if state.stale(self.patience):
                 break
             start = time.perf_counter()
-            with torch.random.fork_rng(device_ids):
-                torch.manual_seed(self.seed * 1_000_003 + epoch)
+            with seeded(int(self.seed) * 1_000_003 + epoch, fabric.device):
                 mean = self._epoch(fabric, wrapped, optimizer, loader, epoch)
             row: Dict[str, Any] = {'epoch': epoch, 'loss': mean}
             score = float(epoch)  # The last is the best.

@@ -87,7 +87,7 @@ class CellSearch:
     def _choose_probes(self, cell: Tensor, k: int, recall: float, seed: int
                        ) -> None:
         x, n = self.x, self.x.size(0)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(int(seed))
         row = torch.randperm(n, generator=generator)[:_SAMPLE].to(x.device)
         similarity, index = ExactSearch(x).best(row, min(k, n))
         location, scale = estimate_background(x, seed)
@@ -154,7 +154,7 @@ def _num_probes(found: Tensor, recall: float) -> int:
 
 def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
     # Means of unit length; one that loses all its samples stays where it was.
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(int(seed))
     row = torch.randperm(x.size(0), generator=generator)
     x = x[row[:_TRAIN * num_cells].to(x.device)].float()
     centroids = x[:num_cells].clone()

@@ -47,7 +47,11 @@ class FaissSearch(RowBlocks):
                 raise ValueError(f"The index '{factory}' cannot be trained "
                                  f"on {x.size(0)} samples; use a smaller one "
                                  f"or 'flat'") from e
-        index.add(data)
+        try:
+            index.add(data)
+        except RuntimeError as e:
+            raise ValueError(f"The index '{factory}' takes no samples without "
+                             f"ids of their own") from e
         if hasattr(index, 'nprobe') and index.nprobe == 1:
             index.nprobe = max(1, min(index.nlist,
                                       max(64, index.nlist // 16)))
@@ -76,4 +80,4 @@ def _seed(index: Any, seed: int) -> None:
     for part in (index, getattr(index, 'pq', None)):
         clustering: Any = getattr(part, 'cp', None)
         if clustering is not None:
-            clustering.seed = seed + 1
+            clustering.seed = int(seed) + 1
