@@ -693,3 +693,15 @@ def test_a_defect_is_not_called_bad_input(monkeypatch):
     with pytest.raises(RuntimeError, match='A defect'):
         main(['cluster', 'x.npy', '--out', 'out.txt', '--method', 'fces'])
     assert not os.path.exists('out.txt')
+
+
+def test_json_stays_alone_on_a_terminal():
+    # The bar and what the index says of itself go to the terminal.
+    pty = pytest.importorskip('pty')
+    ours, theirs = pty.openpty()
+    out = subprocess.run(
+        [sys.executable, '-m', 'torch_sdt.cli', 'knn', 'x.npy', '--out',
+         't.npz', '--k', '5', '--index', 'cells', '--json'],
+        stdout=subprocess.PIPE, stderr=theirs, check=True).stdout
+    assert b'CellSearch' in os.read(ours, 4096)
+    assert json.loads(out)['k'] == 5

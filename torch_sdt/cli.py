@@ -54,7 +54,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print('torch-sdt:', *message.split(), file=sys.stderr)
+    print('torch-sdt:', *message.splitlines(), file=sys.stderr)
     return code
 
 
@@ -437,18 +437,20 @@ def _add_search(parser: argparse.ArgumentParser, metavar: str, text: str
         help='remove the mean feature: for embeddings that share an offset')
     add('--index', help='auto, flat, cells, torch, torch_cluster or a faiss '
         'factory string (default: auto)')
-    add('--seed', type=_at_least(0), default=0, metavar='S',
+    add('--seed', type=_at_least(0, 2**32 - 1), default=0, metavar='S',
         help='same seed, same result (default: 0)')
     add('--quiet', action='store_true', help='no progress, no summary')
     add('--workdir', metavar='FOLDER', help='where to keep what is finished, '
         'from which a killed run goes on')
 
 
-def _at_least(low: int) -> Any:
+def _at_least(low: int, high: Optional[int] = None) -> Any:
     def integer(text: str) -> int:
         value = int(text)
         if value < low:
             raise argparse.ArgumentTypeError(f'must be at least {low}')
+        if high is not None and value > high:
+            raise argparse.ArgumentTypeError(f'must be at most {high}')
         return value
 
     return integer
