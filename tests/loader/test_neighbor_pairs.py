@@ -56,3 +56,10 @@ def test_bad_input(spoil, message):
     args = dict(neighbors=neighbors, x=x, pairs=pairs, y=y)
     with pytest.raises(ValueError, match=message):
         NeighborPairs(**{**args, **spoil})
+
+
+def test_features_in_half_precision_are_loaded_in_single():
+    neighbors, x = setup()[:2]
+    batch = next(iter(NeighborPairs(neighbors, x.half(),
+                                    torch.tensor([[0], [1]]))))
+    assert batch.x.dtype == torch.float32

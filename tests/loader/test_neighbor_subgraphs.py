@@ -315,3 +315,19 @@ def test_errors(kwargs, message):
     neighbors, x, _, _, _ = world()
     with pytest.raises(ValueError, match=message):
         NeighborSubgraphs(neighbors, **{'x': x, **kwargs})
+
+
+def test_features_in_half_precision_are_loaded_in_single():
+    neighbors, x, *_ = world()
+    for batch in NeighborSubgraphs(neighbors, x.half()):
+        exact = NeighborSubgraphs(neighbors, x.half().float()).gather(
+            batch.node)
+        assert batch.x.dtype == batch.similarity.dtype == torch.float32
+        assert torch.equal(batch.similarity, exact.similarity)
+
+
+def test_a_graph_needs_the_cosines_of_all_pairs():
+    neighbors, x, *_ = world()
+    batch = next(iter(NeighborSubgraphs(neighbors, x, pairs=False)))
+    with pytest.raises(ValueError, match='pairs=True'):
+        batch.to_batch()

@@ -116,3 +116,9 @@ def test_repr():
     assert repr(PivotSubgraphs(table, x, 7, K2, U)) == (
         'PivotSubgraphs(Neighbors(num_nodes=40, k=6), batch_size=7, k2=3, '
         'u=2)')
+
+
+def test_features_in_half_precision_are_loaded_in_single():
+    table, x = world()[:2]
+    batch = next(iter(PivotSubgraphs(table, x.half())))
+    assert batch.x.dtype == torch.float32

@@ -115,3 +115,23 @@ def test_repr():
     assert repr(ProposalGraphs(table, x, proposals, 7)) == (
         f'ProposalGraphs(Neighbors(num_nodes=40, k=6), batch_size=7, '
         f'num_proposals={count})')
+
+
+def test_members_must_be_ascending():
+    table, x, y, proposals = world()
+    node = proposals.node.clone()
+    node[:2] = node[:2].flip(0)
+    with pytest.raises(ValueError, match='must be ascending'):
+        ProposalGraphs(table, x, Proposals(node, proposals.ptr))
+
+
+def test_an_empty_proposal_overlaps_with_nothing():
+    proposals = Proposals(torch.tensor([0, 1]), torch.tensor([0, 2, 2]))
+    iou, iop = proposal_overlap(proposals, torch.tensor([0, 0, 1]))
+    assert iou.tolist() == [1, 0] and iop.tolist() == [1, 0]
+
+
+def test_features_in_half_precision_are_loaded_in_single():
+    table, x, y, proposals = world()
+    batch = next(iter(ProposalGraphs(table, x.half(), proposals)))
+    assert batch.x.dtype == torch.float32

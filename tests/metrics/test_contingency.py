@@ -142,3 +142,12 @@ def test_unusable_labels(metric, bad, message):
         metric(bad, good)
     with pytest.raises(ValueError, match=f"'labels_pred' {message}"):
         metric(good, bad)
+
+
+def test_strings_as_pandas_keeps_them():
+    strings = ['a', 'b', 'a', 'cc']
+    for metric in METRICS:
+        assert metric(np.array(strings, dtype=object), [0, 1, 0, 0]) == (
+            metric(strings, [0, 1, 0, 0]))
+        with pytest.raises(ValueError, match='dtype object'):
+            metric(np.array(['a', 1, 'a', 2], dtype=object), [0, 1, 0, 0])

@@ -74,3 +74,10 @@ def test_unknown_average():
     with pytest.raises(ValueError, match="'average_method' must be one of "
                                          ".*'arithmetic'.*got 'mean'"):
         nmi_score([0, 1], [0, 1], average_method='mean')
+
+
+@pytest.mark.parametrize('average_method', AVERAGES)
+def test_nmi_of_the_same_partition_is_one(average_method):
+    for seed in range(50):
+        y = np.random.default_rng(seed).integers(0, 9, 40)
+        assert nmi_score(y, y[::-1].max() - y, average_method) == 1

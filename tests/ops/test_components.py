@@ -125,3 +125,16 @@ def test_no_edges():
     empty = torch.empty(2, 0, dtype=torch.long)
     cluster = size_constrained_components(empty, torch.empty(0), 3)
     assert cluster.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize('weight', [torch.nan, 10., torch.inf])
+def test_size_constrained_components_of_bad_weights(weight):
+    edge_index, edge_weight = random_graph()
+    edge_weight[7] = weight
+    with pytest.raises(ValueError, match='Edge 7 has a weight'):
+        size_constrained_components(edge_index, edge_weight, 60)
+
+
+def test_size_constrained_components_without_a_round():
+    with pytest.raises(ValueError, match="'max_rounds' must be at least 1"):
+        size_constrained_components(*random_graph(), 60, max_rounds=0)

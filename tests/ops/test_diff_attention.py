@@ -408,3 +408,12 @@ def test_naive_agrees_with_the_dense_form():
     assert torch.allclose(out, dense.transpose(0, 1))
     assert torch.allclose(weight.view(6, 6, 3).sum(dim=1),
                           torch.full((6, 3), .6, dtype=torch.double))
+
+
+@pytest.mark.parametrize('batch', [(), (3, ), (2, 3)])
+def test_diff_attention_of_keys_that_all_queries_share(batch):
+    query, key = torch.randn(2, *batch, 5, 4), torch.randn(2, *batch, 6, 4)
+    value, mask = torch.randn(*batch, 6, 4), torch.arange(6) < 4
+    out = diff_attention(query, key, value, .3, mask)
+    expected = diff_attention(query, key, value, .3, mask.expand(5, 6))
+    assert torch.allclose(out, expected)

@@ -562,7 +562,7 @@ def test_communities_directed():
 
 @pytest.mark.parametrize('time', [0, -1., float('nan'), 'fast', (1., 'fast'),
                                   ('variable', 1.), (0., 'variable'),
-                                  (1., ), None])
+                                  (1., ), None, float('inf')])
 def test_communities_bad_markov_time(time, backend):
     with pytest.raises(ValueError, match="'markov_time' must be a positive"):
         map_equation_communities(planted()[0], backend=backend,
@@ -752,3 +752,11 @@ def test_table_communities_directed():
         table_communities(table, table.similarity, 'infomap', directed=True),
         map_equation_communities(edge_index.flip(0), edge_weight, 300,
                                  'infomap', directed=True))
+
+
+@pytest.mark.parametrize('dtype', [torch.half, torch.bfloat16, torch.double])
+def test_communities_of_weights_in_any_precision(dtype, backend):
+    edge_index = cliques([4, 5])
+    weight = torch.ones(edge_index.size(1), dtype=dtype)
+    cluster = map_equation_communities(edge_index, weight, 9, backend)
+    assert cluster.tolist() == [0] * 4 + [1] * 5

@@ -33,3 +33,11 @@ def test_neighbor_context_at_its_limits():
     # Nobody around leaves nothing.
     alone = neighbor_context(table.truncate(1), x)
     assert alone.shape == x.shape and bool((alone == 0).all())
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.float64])
+def test_neighbor_context_in_other_precisions(dtype):
+    table, x = features()
+    out = neighbor_context(table, x.to(dtype))
+    assert out.dtype == dtype
+    assert torch.allclose(out.float(), neighbor_context(table, x), atol=1e-2)

@@ -169,3 +169,32 @@ def test_normalize_features_errors():
             normalize_features(bad)
     with pytest.raises(TypeError, match="got 'list'"):
         normalize_features([[1., 2.]])
+
+
+def test_center_keeps_double_precision():
+    x = np.random.default_rng(0).standard_normal((50, 8))
+
+    def expected(x):
+        x = x - x.mean(axis=0)
+        return torch.from_numpy(
+            x / np.linalg.norm(x, axis=1, keepdims=True)).float()
+
+    for shifted in [x + 1e5, x + 1e6, x * 1e200, x * 1e-200]:
+        scale = np.abs(shifted).max()
+        out = normalize_features(shifted, center=True)
+        assert torch.allclose(out, expected(shifted / scale), atol=1e-6)
+
+
+def test_normalize_features_in_a_foreign_order_of_bytes():
+    x = features().numpy()
+    assert torch.equal(normalize_features(x.astype('>f4')),
+                       normalize_features(x))
+
+
+@pytest.mark.parametrize('convert', [
+    np.asfortranarray, lambda x: np.broadcast_to(x[:1], x.shape),
+    lambda x: np.ascontiguousarray(x.T).T, lambda x: x[:, ::-1]])
+def test_normalize_features_of_any_layout_into_a_file(convert, tmp_path):
+    x = convert(features().numpy())
+    out = normalize_features(x, path=tmp_path / 'unit')
+    assert torch.equal(out, normalize_features(x)) and out.is_contiguous()

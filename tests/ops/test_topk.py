@@ -133,3 +133,14 @@ def test_bad_beta(beta):
 def test_expected_topk_shape():
     with pytest.raises(ValueError, match=r'\[N, K\] .got \[9\]'):
         expected_topk(torch.ones(9))
+
+
+def test_topk_target_of_labels_of_any_kind():
+    neighbors, y = world()[:2]
+    y = np.asarray(y)
+    expected = topk_target(neighbors, y)
+    readonly = y.copy()
+    readonly.setflags(write=False)
+    for given in [y.astype('>i4'), y[::-1].copy()[::-1], readonly,
+                  y.tolist()]:
+        assert torch.equal(topk_target(neighbors, given), expected)

@@ -1,6 +1,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch_geometric.transforms as T
@@ -184,3 +185,11 @@ def test_cosine_knn_graph_errors():
     batch = Batch.from_data_list([Data(x=torch.randn(4, 2))] * 2)
     with pytest.raises(ValueError, match="different graphs of a batch"):
         CosineKNNGraph(k=3)(batch)
+
+
+def test_cosine_knn_graph_replaces_attributes_of_any_name():
+    data = Data(x=torch.randn(6, 4), y=torch.arange(6),
+                edge_index=torch.randint(0, 6, (2, 10)),
+                weight=torch.rand(10), pseudo=torch.rand(10, 1))
+    out = CosineKNNGraph(np.int64(3))(data)
+    assert sorted(out.keys()) == ['edge_index', 'edge_weight', 'x', 'y']

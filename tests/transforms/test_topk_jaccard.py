@@ -1,5 +1,6 @@
 import copy
 
+import numpy as np
 import pytest
 import torch
 import torch_geometric.transforms as T
@@ -333,3 +334,25 @@ def test_topk_jaccard_refuses_k_attribute(k, match):
         data.trusted = k
     with pytest.raises(ValueError, match=match):
         TopKJaccard(k='trusted')(data)
+
+
+def test_topk_jaccard_of_edges_alone():
+    data = HeteroData()
+    data['a', 'e', 'a'].edge_index = torch.tensor([[0, 1], [1, 0]])
+    out = TopKJaccard()(data)
+    assert out['a', 'e', 'a'].edge_weight.tolist() == [1, 1]
+
+
+def test_topk_jaccard_of_zeros():
+    # exp(-50 * 2) in single precision is next to nothing.
+    data = Data(edge_index=torch.tensor([[0, 1, 1, 2, 0, 2],
+                                         [1, 0, 2, 1, 2, 0]]),
+                edge_weight=torch.zeros(6), num_nodes=3)
+    out = TopKJaccard(transform='exponential', tau=.02, add_self=False)(data)
+    assert torch.allclose(out.edge_weight, torch.full((6, ), .5))
+
+
+def test_topk_jaccard_takes_integers_of_numpy():
+    data = random_graph()
+    out, expected = (TopKJaccard(k=k)(data) for k in [np.int64(3), 3])
+    assert torch.equal(out.edge_weight, expected.edge_weight)

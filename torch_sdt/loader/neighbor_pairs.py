@@ -98,7 +98,8 @@ class NeighborPairs(BatchLoader[PairBatch]):
         same = None
         if self.y is not None:
             same = self.y[both[:, 0]] == self.y[both[:, 1]]
-        return PairBatch(both[:, 0], both[:, 1], index, self.x[index], same)
+        return PairBatch(both[:, 0], both[:, 1], index, self.x[index].float(),
+                         same)
 
     def __repr__(self) -> str:
         return (f'{self.__class__.__name__}({self.neighbors}, '

@@ -73,6 +73,9 @@ class SubgraphBatch:
         Edges are sorted by target.
         """
         (size, k), device = self.index.shape, self.index.device
+        if self.similarity.size(1) != k:
+            raise ValueError("A graph of the neighbours needs the cosines "
+                             "among them; load subgraphs with pairs=True")
         off = ~torch.eye(k, dtype=torch.bool, device=device)
         target, source = off.nonzero(as_tuple=True)
         rank = torch.arange(k, device=device)
@@ -199,7 +202,7 @@ class NeighborSubgraphs(BatchLoader[SubgraphBatch]):
         r"""The subgraphs of some nodes, int64, shape ``[B]``."""
         nodes = nodes.to(self.neighbors.index.device)
         index = self.neighbors.index[nodes]
-        x = self.x[index]
+        x = self.x[index].float()
         relation = None
         if len(self.relations) > 0:
             parts = []

@@ -119,7 +119,7 @@ class PivotSubgraphs(BatchLoader[PivotBatch]):
         same = None
         if self.y is not None:
             same = self.y[first] == self.y[nodes].view(-1, 1)
-        x = self.x[index] - self.x[nodes].unsqueeze(1)
+        x = self.x[index].float() - self.x[nodes].float().unsqueeze(1)
         return PivotBatch(nodes, index, mask, x, self._links(index, mask),
                           first.size(1), same)
 

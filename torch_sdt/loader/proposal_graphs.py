@@ -99,6 +99,13 @@ class ProposalGraphs(BatchLoader[ProposalBatch]):
         if bad.numel() > 0:
             raise ValueError(f"The members of 'proposals' must be in 0.."
                              f"{n - 1} (got {int(bad[0])})")
+        ascending = (proposals.node.diff() > 0) | (proposals.batch.diff() > 0)
+        if not bool(ascending.all()):
+            place = int((~ascending).nonzero()[0]) + 1
+            raise ValueError(f"The members of 'proposals' must be ascending "
+                             f"within each (got "
+                             f"{int(proposals.node[place])} after "
+                             f"{int(proposals.node[place - 1])})")
         count = proposals.num_proposals
         if nodes is None:
             nodes = torch.arange(count)
@@ -124,8 +131,8 @@ class ProposalGraphs(BatchLoader[ProposalBatch]):
         place = torch.arange(batch.numel(), device=ptr.device) + shift[batch]
         n_id = self.proposals.node[place]
         edge_index, edge_weight = self._edges(n_id, batch)
-        out = ProposalBatch(nodes, n_id, batch, self.x[n_id], edge_index,
-                            edge_weight)
+        out = ProposalBatch(nodes, n_id, batch, self.x[n_id].float(),
+                            edge_index, edge_weight)
         if self.y is not None and self.overlap is not None:
             out.y = self.y[n_id]
             out.iou, out.iop = (value[nodes] for value in self.overlap)

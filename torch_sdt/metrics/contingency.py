@@ -93,6 +93,8 @@ def _to_numpy(labels: Labels, name: str) -> np.ndarray:
                          f"{list(array.shape)}); flatten it first")
     if array.size == 0:
         raise ValueError(f"'{name}' is empty")
+    if array.dtype == object and all(isinstance(v, str) for v in array):
+        array = array.astype(str)  # As pandas keeps strings.
     if array.dtype.kind not in 'iuUS':
         raise ValueError(_wrong_dtype(name, array.dtype))
     if (array.dtype.kind in 'US' and not isinstance(labels, np.ndarray) and

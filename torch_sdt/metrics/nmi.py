@@ -71,7 +71,8 @@ def nmi_from_contingency(
     average_method: str = 'arithmetic',
 ) -> float:
     r"""The score of :meth:`nmi_score`, from a finished table."""
-    if table.true_size.size == 1 and table.pred_size.size == 1:
+    # The same partition: 1 exactly, also where both are of one cluster.
+    if table.count.size == table.true_size.size == table.pred_size.size:
         return 1.
     log_true = np.log(table.true_size / table.num_samples)
     log_pred = np.log(table.pred_size / table.num_samples)

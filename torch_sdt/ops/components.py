@@ -103,6 +103,15 @@ def size_constrained_components(
         raise ValueError(f"'max_size' must be at least 1 (got {max_size})")
     if not 0 < step <= 1:
         raise ValueError(f"'step' must be in (0, 1] (got {step})")
+    if max_rounds < 1:
+        raise ValueError(f"'max_rounds' must be at least 1 (got "
+                         f"{max_rounds})")
+    # Cosines may exceed 1 by rounding.
+    bad = ~(edge_weight.detach() <= 1 + 1e-3)
+    if bool(bad.any()):
+        edge = int(bad.nonzero()[0])
+        raise ValueError(f"Edge {edge} has a weight above 1 or not a number "
+                         f"({float(edge_weight[edge])})")
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
     edge_index, weight = edge_index.cpu(), edge_weight.detach().cpu()
     cluster = torch.full((num_nodes, ), -1)

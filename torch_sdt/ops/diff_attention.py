@@ -58,6 +58,7 @@ def diff_attention(
     """
     empty: Optional[Tensor] = None
     if mask is not None:
+        mask = torch.atleast_2d(mask)
         empty = ~mask.any(dim=-1, keepdim=True)
         # What a kernel makes of a row without keys is up to the kernel: such
         # rows attend to all and are then taken out.

@@ -11,9 +11,9 @@ def locality_order(neighbors: Neighbors) -> Tensor:
     Samples that are linked by first neighbours, the components from which
     FINCH starts (`Sarfraz et al., 2019 <https://arxiv.org/abs/1902.11266>`_),
     follow each other. In a table brought into this order
-    (:meth:`~torch_sdt.Neighbors.permute`) the rows that an algorithm on the
-    graph reads together lie together in memory: from some 100,000 samples on
-    that, and not arithmetic, is what its time depends on.
+    (:meth:`~torch_sdt.neighbors.Neighbors.permute`) the rows that an algorithm
+    on the graph reads together lie together in memory: from some 100,000
+    samples on that, and not arithmetic, is what its time depends on.
 
     Args:
         neighbors (Neighbors): The table, shape ``[N, K]``.

@@ -1,6 +1,7 @@
 r"""The two-level map equation: its value, and communities that minimise it."""
 from __future__ import annotations
 
+from math import inf
 from numbers import Real
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
@@ -330,6 +331,8 @@ def undirected(edge_index: Tensor, weight: Tensor, num_nodes: int
 def _symmetric(edge_index: Tensor, weight: Tensor, num_nodes: int
                ) -> sp.csr_matrix:
     row, col = edge_index.numpy()
+    if weight.dtype not in {torch.float32, torch.float64}:
+        weight = weight.float()  # scipy knows no other.
     # Half as many bytes to move wherever the ids allow it.
     dtype = np.int32 if num_nodes < 2**31 else np.int64
     matrix = sp.coo_matrix(
@@ -399,7 +402,8 @@ def _check_time(markov_time: Any) -> Tuple[float, bool]:
     elif isinstance(markov_time, (tuple, list)) and len(markov_time) == 2:
         time, variable = markov_time[0], markov_time[1] == 'variable'
     known = variable or not isinstance(markov_time, (str, tuple, list))
-    if not known or not isinstance(time, Real) or not float(time) > 0:
+    if not known or not isinstance(time, Real) or not (
+            0 < float(time) < inf):
         raise ValueError(f"'markov_time' must be a positive number, "
                          f"'variable' or the pair (number, 'variable') (got "
                          f"{markov_time!r})")

@@ -30,7 +30,8 @@ def neighbor_context(neighbors: Neighbors, x: Tensor, sharpness: float = 10.
         torch.Tensor: :math:`\mathbf{c}`, shape ``[N, D]``; 0 where there is
         nobody but the sample itself.
     """
-    weight = torch.softmax(sharpness * neighbors.similarity[:, 1:], dim=1)
+    weight = torch.softmax(
+        sharpness * neighbors.similarity[:, 1:].float(), dim=1).to(x.dtype)
     return torch.cat([
         (weight[rows].unsqueeze(1) @ x[neighbors.index[rows, 1:]]).squeeze(1)
         for rows in torch.arange(x.size(0), device=x.device).split(_ROWS)])

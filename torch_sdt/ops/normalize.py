@@ -28,8 +28,8 @@ def normalize_features(
             (default: :obj:`False`)
         dtype (torch.dtype, optional): What the rows are kept in, float32, or
             float16 at half the memory, which :meth:`~torch_sdt.ops.knn_blocks`
-            and :meth:`torch_sdt.Neighbors.search` take as well; cosines are
-            then off by :math:`2^{-10}` at most. (default: float32)
+            and :meth:`torch_sdt.neighbors.Neighbors.search` take as well;
+            cosines are then off by :math:`2^{-10}` at most. (default: float32)
         path (str, optional): A file to which the rows are written, without a
             header, and from which they are mapped, so that they need not fit
             into memory; for features on the CPU. It must outlive the result.
@@ -78,7 +78,7 @@ def normalize_features(
     with atomic_path(path) as tmp:
         with open(tmp, 'wb') as file:
             for _, block in _unit_blocks(x, mean):
-                file.write(block.to(dtype).numpy().data)
+                file.write(block.to(dtype).contiguous().numpy().data)
     return torch.from_file(os.fspath(path), shared=False,
                            size=x.shape[0] * x.shape[1],
                            dtype=dtype).view(tuple(x.shape))
@@ -92,10 +92,11 @@ def _unit_blocks(x: Union[np.ndarray, Tensor], mean: Optional[Tensor]
                     "holds NaN or infinity")
         if mean is not None:
             scale = block.abs().amax(dim=1)
-            block = block - mean
+            block = block - mean.to(block.dtype)
             # What is left of a row that equals the mean is rounding error.
             size = block.abs().amax(dim=1)
-            _check_rows(size <= 1e-6 * scale, start,
+            error = 1e-6 if block.dtype == torch.float32 else 1e-14
+            _check_rows(size <= error * scale, start,
                         "equals the mean feature, so it has no direction "
                         "once the mean is removed; use center=False")
         size = block.abs().amax(dim=1, keepdim=True)
@@ -115,7 +116,7 @@ def _block(x: Union[np.ndarray, Tensor], start: int) -> Tensor:
         block = block.detach()
     else:
         # A copy: a memory map may be read-only, which torch warns about.
-        block = torch.from_numpy(np.array(block))
+        block = torch.from_numpy(np.array(block, block.dtype.newbyteorder('=')))
     return block if block.dtype == torch.float64 else block.float()
 
 
@@ -124,7 +125,7 @@ def _mean(x: Union[np.ndarray, Tensor]) -> Tensor:
         _block(x, start).sum(dim=0, dtype=torch.float64)
         for start in range(0, x.shape[0], _ROWS))
     assert isinstance(total, Tensor)
-    return (total / x.shape[0]).float()
+    return total / x.shape[0]
 
 
 def _check_rows(bad: Tensor, start: int, what: str) -> None:

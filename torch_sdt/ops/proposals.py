@@ -190,7 +190,7 @@ def proposal_overlap(proposals: Proposals, y: Tensor
     iou = both / (own[proposal] + size[identity] - both)
     iou = iou.masked_fill(both < most[proposal], 0.)
     return (scatter(iou, proposal, dim_size=count, reduce='max'),
-            most / own)
+            most / own.clamp(min=1))
 
 
 def de_overlap(

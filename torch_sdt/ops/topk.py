@@ -48,7 +48,10 @@ def topk_target(
         ValueError: If the labels are not one an entry, or :obj:`beta` is not
             positive.
     """
-    label = torch.as_tensor(y, device=neighbors.index.device)
+    if not isinstance(y, Tensor):
+        # A copy: labels may be read-only, or in a foreign order of bytes.
+        y = torch.from_numpy(np.array(y, np.asarray(y).dtype.newbyteorder('=')))
+    label = y.to(neighbors.index.device)
     if label.shape != (neighbors.num_nodes, ):
         raise ValueError(f"'y' must have shape [{neighbors.num_nodes}], one "
                          f"label a row of the table (got {list(label.shape)})")

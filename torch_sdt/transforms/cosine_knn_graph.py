@@ -1,3 +1,4 @@
+from numbers import Integral
 from typing import Optional, Tuple, Union
 
 from torch import Tensor
@@ -57,8 +58,8 @@ class CosineKNNGraph(BaseTransform):
         attr: str = 'edge_weight',
         seed: int = 0,
     ) -> None:
-        if k is not None and (not isinstance(k, int) or isinstance(k, bool)
-                              or k < 1):
+        if k is not None and (not isinstance(k, Integral)
+                              or isinstance(k, bool) or int(k) < 1):
             raise ValueError(f"'k' must be a positive integer (got {k!r})")
         self.k = k
         self.index = index
@@ -103,9 +104,7 @@ class CosineKNNGraph(BaseTransform):
 
 
 def _remove_edges(store: BaseStorage) -> None:
-    old = [
-        key for key in store.keys() if key in {'adj', 'adj_t'} or (
-            'edge' in key and store.is_edge_attr(key))
-    ]
+    old = [key for key in store.keys()
+           if key in {'adj', 'adj_t'} or store.is_edge_attr(key)]
     for key in old:
         del store[key]

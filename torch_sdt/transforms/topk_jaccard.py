@@ -1,3 +1,4 @@
+from numbers import Integral
 from typing import Optional, Tuple, Union
 
 import torch
@@ -8,6 +9,7 @@ from torch_geometric.data.storage import BaseStorage
 from torch_geometric.index import index2ptr
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import lexsort
+from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from torch_sdt.ops import edge_probability, topk_jaccard_csr
 from torch_sdt.ops.edge_probability import check_transform
@@ -90,10 +92,11 @@ class TopKJaccard(BaseTransform):
         attr: str = 'edge_weight',
     ) -> None:
         check_transform(transform, tau)
-        if isinstance(k, bool) or not isinstance(k, (int, str, type(None))):
+        if isinstance(k, bool) or not isinstance(
+                k, (Integral, str, type(None))):
             raise ValueError(f"'k' must be an integer, the name of a node "
                              f"attribute, or None (got {k!r})")
-        if isinstance(k, int) and k < 1:
+        if isinstance(k, Integral) and int(k) < 1:
             raise ValueError(f"'k' must be positive (got {k})")
         self.k = k
         self.transform = transform
@@ -120,6 +123,8 @@ class TopKJaccard(BaseTransform):
             hetero = isinstance(data, HeteroData)
             nodes = data[store._key[0]] if hetero else store
             num_nodes = store.size(0)
+            if num_nodes is None:  # Nothing but edges tells.
+                num_nodes = maybe_num_nodes(store.edge_index)
             edge_index, similarity = self._similarity(store, num_nodes)
             k = self._trusted(nodes, num_nodes, edge_index.device)
             store[self.attr] = self._weight(edge_index, similarity, k,
@@ -151,8 +156,8 @@ class TopKJaccard(BaseTransform):
                  device: torch.device) -> Optional[Tensor]:
         if self.k is None:
             return None
-        if isinstance(self.k, int):
-            return torch.full((num_nodes, ), self.k, device=device)
+        if not isinstance(self.k, str):
+            return torch.full((num_nodes, ), int(self.k), device=device)
         k = nodes.get(self.k, None)
         if (not isinstance(k, Tensor) or k.shape != (num_nodes, )
                 or k.is_floating_point() or k.dtype == torch.bool):

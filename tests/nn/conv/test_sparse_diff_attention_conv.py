@@ -24,7 +24,7 @@ from torch_geometric.utils import (
     to_torch_csc_tensor,
 )
 
-from torch_sdt.nn import SparseDiffAttentionConv
+from torch_sdt.nn import DenseDiffAttentionConv, SparseDiffAttentionConv
 from torch_sdt.ops import naive
 
 # PyTorch's words on its own sparse tensors.
@@ -795,3 +795,17 @@ def test_sparse_diff_attention_conv_learns_to_ignore_noise():
         optimizer.step()
     accuracy = (conv(x, edge_index).argmax(dim=1) == y).float().mean()
     assert float(accuracy) > .85
+
+
+@pytest.mark.parametrize('value', [float('nan'), 1e30, float('inf')])
+def test_what_is_not_a_number_comes_out_so(value):
+    # Also by way of the mask, as from the dense twin.
+    conv = SparseDiffAttentionConv(4, 3, heads=2, k=2)
+    x = torch.randn(5, 4)
+    x[1, 2] = value
+    edge_index = torch.ones(5, 5).nonzero().t()
+    out = conv(x, edge_index)
+    expected = DenseDiffAttentionConv(4, 3, heads=2, k=2)
+    expected.load_state_dict(conv.state_dict())
+    assert torch.equal(out.isfinite(), expected(x[None])[0].isfinite())
+    assert not out.isfinite().all()

@@ -78,7 +78,8 @@ class DenseDiffAttentionConv(DiffAttention, torch.nn.Module):
 
     Raises:
         ValueError: If :obj:`lambda_form` is unknown, :obj:`k` is no positive
-            integer, or :obj:`dropout` is no probability.
+            integer, :obj:`edge_dim` is not positive, or :obj:`dropout` is no
+            probability.
     """
     def __init__(
         self,
@@ -105,6 +106,8 @@ class DenseDiffAttentionConv(DiffAttention, torch.nn.Module):
         self.edge_dim = edge_dim
         self.dropout = dropout
         self._check_arguments()
+        if edge_dim is not None and edge_dim < 1:
+            raise ValueError(f"'edge_dim' must be positive (got {edge_dim})")
 
         self._create_parameters((in_channels, in_channels), bias)
         self.reset_parameters()

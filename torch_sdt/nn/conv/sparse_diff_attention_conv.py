@@ -1,3 +1,4 @@
+from math import inf
 from typing import Any, Optional, Tuple, Union
 
 import torch
@@ -97,6 +98,10 @@ get_explanation_subgraph`) leave out edges that count against.
         :meth:`torch_sdt.ops.topk_edge_mask` computes it once, and the layer
         without :obj:`k` on the edges that are left gives the same output in
         less time and memory.
+
+    .. note::
+        There are derivatives of any order in reverse mode, but no forward
+        mode (:obj:`torch.func.jvp`) and no vectorised Jacobian.
 
     Args:
         in_channels (int or tuple): Size of each input sample, or :obj:`-1` to
@@ -280,7 +285,9 @@ get_explanation_subgraph`) leave out edges that count against.
         if k is not None:
             pairs = torch.stack([edge_index_j, edge_index_i])
             if edge_score is None:
-                keep = topk_edge_mask(logits[:, 0].detach(), pairs, k,
+                # What is not a number comes out so: no mask may hide it.
+                score = logits[:, 0].detach().nan_to_num(inf, inf, -inf)
+                keep = topk_edge_mask(score, pairs, k,
                                       num_targets).unsqueeze(1)
             else:
                 keep = topk_edge_mask(edge_score, pairs, k,
