@@ -85,7 +85,7 @@ def test_example_on_the_twin(name, tmp_path):
         assert all(0 <= float(value) <= 1 for key, value in row.items()
                    if key.startswith(('pairwise', 'bcubed', 'nmi')))
     # Learned from a handful of identities it is far from chance.
-    assert float(found['components']['bcubed_f']) > .4
+    assert float(found['components']['bcubed_f']) > .35
 
 
 def test_example_of_the_layer(tmp_path):

@@ -65,6 +65,7 @@ PUBLIC = {
         'structure_space',
         'subgraph_values',
         'super_vertices',
+        'symmetric_values',
         'topk_edge_mask',
         'topk_jaccard',
         'topk_jaccard_csr',
