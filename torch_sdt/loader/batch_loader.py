@@ -62,8 +62,7 @@ class BatchLoader(Generic[T]):
         nodes = self.nodes
         if self.shuffle:
             generator = torch.Generator()
-            generator.manual_seed(
-                int(self.seed) * 1_000_003 + self.epoch)
+            generator.manual_seed(int(self.seed) * 1_000_003 + self.epoch)
             order = torch.randperm(nodes.numel(), generator=generator)
             nodes = nodes[order.to(nodes.device)]
         if self.world_size > 1 and nodes.numel() > 0:

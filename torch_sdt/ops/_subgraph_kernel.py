@@ -45,7 +45,7 @@ def subgraph_kernel(index, value, nodes, out, threads):
 
 @numba.njit(parallel=True, cache=True)
 def reverse_kernel(index, value, out):
-    r"""Fills :obj:`out`, of zeros, see
+    r"""Fills :obj:`out` where there is a value, see
     :meth:`torch_sdt.ops.reverse_values`.
     """
     n, k = index.shape

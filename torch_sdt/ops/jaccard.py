@@ -156,9 +156,11 @@ def _check_csr(rowptr: Tensor, col: Tensor, length: Tensor,
         raise ValueError(f"'length' must be between 0 and the entries of the "
                          f"row (got {int(length[row])} in row {row} of "
                          f"{int(rowptr[row + 1] - rowptr[row])})")
-    bad = (col < 0) | (col >= n)
-    if bool(bad.any()):
-        entry = int(bad.nonzero()[0])
+    if num_edges == 0:
+        return
+    low, high = col.aminmax()
+    if int(low) < 0 or int(high) >= n:
+        entry = int(((col < 0) | (col >= n)).nonzero()[0])
         raise ValueError(f"'col' must be in 0..{n - 1} (got "
                          f"{int(col[entry])} at {entry})")
 

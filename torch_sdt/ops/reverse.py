@@ -1,6 +1,8 @@
 r"""Values of a neighbour table, read in the other direction or in both."""
 from __future__ import annotations
 
+from math import nan
+
 import torch
 from torch import Tensor
 
@@ -23,15 +25,23 @@ def reverse_values(index: Tensor, value: Tensor) -> Tensor:
         ValueError: If the values are not one an entry, or an id is none of
             the table.
     """
+    check_values(index, value)
+    return _reverse(index, value.detach(), 0.)
+
+
+def check_values(index: Tensor, value: Tensor) -> None:
+    r"""Raises a :class:`ValueError` unless there is a value an entry."""
     if value.shape != index.shape:
         raise ValueError(f"'value' must have the table's shape "
                          f"{list(index.shape)} (got {list(value.shape)})")
+
+
+def _reverse(index: Tensor, value: Tensor, missing: float) -> Tensor:
     check_ids(index)
-    value = value.detach()
     if torch_sdt.typing.WITH_NUMBA and not index.is_cuda:
         from torch_sdt.ops._subgraph_kernel import reverse_kernel
 
-        out = torch.zeros(index.shape)
+        out = torch.full(index.shape, missing)
         reverse_kernel(index.numpy(), value.float().numpy(), out.numpy())
         return out
     parts = []
@@ -40,7 +50,8 @@ def reverse_values(index: Tensor, value: Tensor) -> Tensor:
         row = torch.arange(start, start + near.size(0), device=index.device)
         is_self = index[near] == row.view(-1, 1, 1)
         found = torch.where(is_self, value[near].float(), 0.)
-        parts.append(found.sum(dim=2))
+        parts.append(found.sum(dim=2).masked_fill(~is_self.any(dim=2),
+                                                  missing))
     return torch.cat(parts) if parts else value.float()
 
 
@@ -62,5 +73,6 @@ def symmetric_values(index: Tensor, value: Tensor) -> Tensor:
     Raises:
         ValueError: See :meth:`reverse_values`.
     """
-    listed = reverse_values(index, torch.ones_like(value))
-    return (value + reverse_values(index, value)) / (1 + listed)
+    check_values(index, value)
+    back = _reverse(index, value.detach(), nan)
+    return torch.where(back.isnan(), value, (value + back) / 2)

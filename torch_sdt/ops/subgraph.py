@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import torch_sdt.typing
+from torch_sdt.ops.reverse import check_values
 
 
 def subgraph_values(index: Tensor, value: Tensor, nodes: Tensor) -> Tensor:
@@ -33,9 +34,7 @@ def subgraph_values(index: Tensor, value: Tensor, nodes: Tensor) -> Tensor:
             names a neighbour that is none of the table.
         IndexError: If a node is none of the table.
     """
-    if value.shape != index.shape:
-        raise ValueError(f"'value' must have the table's shape "
-                         f"{list(index.shape)} (got {list(value.shape)})")
+    check_values(index, value)
     value = value.detach()
     if not index.is_cuda:
         bad = nodes[(nodes < 0) | (nodes >= index.size(0))]
