@@ -13,7 +13,7 @@ examples: $(VENV)/.ready
 	for file in examples/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -1,6 +1,13 @@
 import os
 
-import torch
+workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+if workers > 1:
+    # Read when torch and numba are imported: threads that wait for a core
+    # that another process holds cost more than half of the time.
+    share = str(max(1, (os.cpu_count() or 1) // workers))
+    os.environ.setdefault('OMP_NUM_THREADS', share)
+
+import torch  # noqa: E402
 
 if not torch.cuda.is_available():
     # Triton reads it when it is imported, which torch_geometric may do.
