@@ -193,9 +193,10 @@ with stages('components, Jaccard'):
 
 if args.packaged:
     with stages('SDTClustering'):
-        # Settings without labels and random views are left out above.
+        # Settings without labels, random views and training on held-out
+        # identities in the end are left out above.
         model = SDTClustering(args.k, args.center, augment='none', adapt=False,
-                              epochs=args.epochs, seed=args.seed,
+                              refit=False, epochs=args.epochs, seed=args.seed,
                               verbose=True)
         model.fit(learn.x, learn.y)
         found['SDTClustering'] = model.predict(test.x)

@@ -28,6 +28,7 @@ from torch_sdt.nn.models.neighbor_encoder import ATTENTIONS
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.topk import expected_topk
 from torch_sdt.training import infer
+from torch_sdt.training.trainer import TrainingLoader
 from torch_sdt.typing import ArrayLike
 
 SIZES: Dict[str, Dict[str, int]] = {
@@ -43,6 +44,8 @@ AUGMENTS = ('none', 'half', 'all')
 _VIEW_SIZE = 4_000
 # After so many epochs a small set is known by heart: how dense it is.
 _BY_HEART = 10
+# The share of their epochs for which networks go on with all identities.
+_FURTHER = 1 / 3
 # Subgraphs that a GPU judges at once; batches to learn from it leave idle.
 _GPU_BATCH = 4096
 _NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
@@ -81,6 +84,8 @@ class SDTClustering(TrainedClustering):
        held-out identities best, among all others as strangers; or, where that
        is clearly better, no rule is kept, and :meth:`predict` finds settings
        without labels on each set (its :obj:`adapt`).
+    4. Both networks go on with all identities, now with those that were held
+       out, for a third as many epochs.
 
     :meth:`predict` runs the same on another set of samples, in memory that
     beside its table grows by a few numbers an entry.
@@ -140,6 +145,10 @@ class SDTClustering(TrainedClustering):
             learned, 4,096 on a GPU. (default: :obj:`128`)
         val_share (float, optional): Share of identities that is held out.
             (default: :obj:`.3`)
+        refit (bool, optional): If :obj:`True`, networks in the end learn from
+            held-out identities, too, which have done their work by then: for
+            a third of their epochs, rounded, and so not after a single one.
+            The rule stays. (default: :obj:`True`)
         patience (int, optional): Epochs without a better validation score
             after which training stops. (default: :obj:`None`)
         precision (str, optional): See
@@ -164,7 +173,7 @@ class SDTClustering(TrainedClustering):
             settings are found on each set anew.
         validation_score_ (float): Mean of both F on held-out identities.
         history_ (dict): The training :class:`~torch_sdt.training.History` of
-            each model.
+            each model; that on all identities ends in :obj:`"-all"`.
         labels_ (numpy.ndarray): Clusters of the last :meth:`predict`.
     """
     _rule = EdgeRule
@@ -189,6 +198,7 @@ class SDTClustering(TrainedClustering):
         lr: float = 1e-3,
         batch_size: int = 128,
         val_share: float = .3,
+        refit: bool = True,
         patience: Optional[int] = None,
         precision: str = '32-true',
         index: str = 'auto',
@@ -212,6 +222,7 @@ class SDTClustering(TrainedClustering):
         self.lr = lr
         self.batch_size = batch_size
         self.val_share = val_share
+        self.refit = refit
         self.patience = patience
         self.precision = precision
         self.index = index
@@ -230,21 +241,38 @@ class SDTClustering(TrainedClustering):
 
     def _learn_network(self, name: str, table: Table, y: Tensor,
                        held_out: Table, y_held_out: Tensor) -> None:
+        validate = None
+        if self._augment(len(y)) != 'all':
+            first = self._trust(held_out) if name == 'transformer' else None
+
+            def validate(_: Any) -> Dict[str, float]:
+                return self._validate(held_out, y_held_out.cpu().numpy(),
+                                      first)
+
+        self._train(name, self._lessons(name, table, y), validate)
+
+    def _finish(self, table: Table, y: Tensor) -> None:
+        if not self.refit:
+            return
+        for name, history in list(self.history_.items()):
+            epochs = round(_FURTHER * len(history))
+            if epochs > 0:
+                lessons = self._lessons(name, table, y)
+                trainer = self._trainer(epochs, f'{name}-all', table.x.device)
+                self.history_[trainer.name] = trainer.fit(
+                    getattr(self, f'{name}_'), lessons,
+                    fingerprint=self._fingerprint)
+
+    def _lessons(self, name: str, table: Table, y: Tensor) -> TrainingLoader:
+        # What a network learns from.
         augment = self._augment(len(y))
         if augment == 'all':
-            self._train(name, self._views(name, table, y))
-            return
-        first = first_held_out = None
-        if name == 'transformer':
-            first, first_held_out = self._trust(table), self._trust(held_out)
-
-        def validate(_: Any) -> Dict[str, float]:
-            return self._validate(held_out, y_held_out.cpu().numpy(),
-                                  first_held_out)
-
+            return self._views(name, table, y)
+        first = self._trust(table) if name == 'transformer' else None
         loader = self._loader(table, first, y, shuffle=True)
-        self._train(name, loader if augment == 'none' else AlternatingLoader(
-            loader, self._views(name, table, y)), validate)
+        if augment == 'none':
+            return loader
+        return AlternatingLoader(loader, self._views(name, table, y))
 
     def _views(self, name: str, table: Table, y: Tensor) -> RandomViews:
         relate = None if name == 'predictor' else self._infer_trust

@@ -308,9 +308,10 @@ class TrainedClustering(BaseEstimator):
             rows = np.flatnonzero(np.isin(y, kept) | np.isin(
                 np.arange(y.size), val))
             neighbors = None
-        measured = self._measure(self._table(x[rows], neighbors))
+        table = self._table(x[rows], neighbors)
         self.rule_, self.validation_score_ = self._best_rule(
-            measured, y[rows], np.isin(rows, val))
+            self._measure(table), y[rows], np.isin(rows, val))
+        self._finish(table, torch.from_numpy(y[rows]).to(x.device))
 
     # For the methods ########################################################
 
@@ -323,6 +324,10 @@ class TrainedClustering(BaseEstimator):
                y_held_out: Tensor) -> None:
         # Trains the networks on a table of training identities.
         raise NotImplementedError
+
+    def _finish(self, table: Table, y: Tensor) -> None:
+        # Once all is chosen, what may be learned from all identities.
+        pass
 
     def _measure(self, table: Table) -> Any:
         # All that does not depend on the rule.
