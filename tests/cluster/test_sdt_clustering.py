@@ -28,6 +28,7 @@ from torch_sdt.nn import (
     TopKPredictor,
 )
 from torch_sdt.ops import normalize_features
+from torch_sdt.training import Trainer
 
 pytest.importorskip('numba')
 
@@ -479,10 +480,60 @@ def test_a_killed_fit_goes_on(tmp_path, monkeypatch, at):
     assert equal(model, whole)
     assert model.rule_ == whole.rule_
     assert set(os.listdir(tmp_path)) == {
-        f'{name}.{end}' for name in ('predictor', 'transformer')
-        for end in ('safetensors', 'csv')}
+        f'{name}{part}.{end}' for name in ('predictor', 'transformer')
+        for part in ('', '-all') for end in ('safetensors', 'csv')}
     other = world('test')[0]
     assert np.array_equal(model.predict(other), whole.predict(other))
+
+
+@pytest.mark.parametrize('name', ['predictor-all', 'transformer-all'])
+def test_a_fit_killed_among_all_identities_goes_on(tmp_path, monkeypatch,
+                                                   name):
+    x, y = world()
+    whole, before, fitted = estimator(epochs=2).fit(x, y), Trainer.fit, []
+
+    class Killed(Exception):
+        pass
+
+    def fit(self, *args, **kwargs):
+        history = before(self, *args, **kwargs)
+        if self.name == name and not fitted:
+            fitted.append(name)
+            raise Killed
+        return history
+
+    monkeypatch.setattr(Trainer, 'fit', fit)
+    with pytest.raises(Killed):
+        estimator(epochs=2, workdir=str(tmp_path)).fit(x, y)
+    again = estimator(epochs=2, workdir=str(tmp_path)).fit(x, y)
+    assert equal(again, whole) and again.rule_ == whole.rule_
+    # What was learned before it does not depend on it.
+    first = estimator(epochs=2, refit=False, workdir=str(tmp_path)).fit(x, y)
+    assert equal(first, estimator(epochs=2, refit=False).fit(x, y))
+
+
+@pytest.mark.parametrize('epochs,further', [(1, 0), (2, 1), (4, 1), (5, 2)])
+def test_networks_go_on_with_all_identities(monkeypatch, epochs, further):
+    (x, y), before, seen = world(), Trainer.fit, {}
+
+    def fit(self, model, loader, *args, **kwargs):
+        history = before(self, model, loader, *args, **kwargs)
+        seen[self.name] = loader.nodes.numel(), len(history)
+        return history
+
+    monkeypatch.setattr(Trainer, 'fit', fit)
+    model = estimator(epochs=epochs).fit(x, y)
+    names = ['predictor', 'transformer']
+    every = [f'{name}-all' for name in names] if further else []
+    assert list(seen) == list(model.history_) == names + every
+    assert all(seen[name][0] < len(x) for name in names)
+    assert all(seen[name] == (len(x), further) for name in every)
+    # What was chosen with identities held out is not chosen again.
+    first = estimator(epochs=epochs, refit=False).fit(x, y)
+    assert list(first.history_) == names
+    assert model.rule_ == first.rule_
+    assert model.validation_score_ == first.validation_score_
+    assert equal(model, first) == (further == 0)
 
 
 @pytest.mark.parametrize('network', ['predictor_', 'transformer_'])

@@ -179,7 +179,7 @@ class SDTClustering(TrainedClustering):
     _rule = EdgeRule
     _networks = ('predictor', 'transformer')
     _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge',
-                   'adapt')
+                   'adapt', 'refit')
 
     def __init__(
         self,
