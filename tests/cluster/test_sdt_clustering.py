@@ -503,8 +503,11 @@ def test_a_fit_killed_among_all_identities_goes_on(tmp_path, monkeypatch,
         return history
 
     monkeypatch.setattr(Trainer, 'fit', fit)
+    killed = estimator(epochs=2, workdir=str(tmp_path))
     with pytest.raises(Killed):
-        estimator(epochs=2, workdir=str(tmp_path)).fit(x, y)
+        killed.fit(x, y)
+    with pytest.raises(NotFittedError):
+        killed.predict(x)
     again = estimator(epochs=2, workdir=str(tmp_path)).fit(x, y)
     assert equal(again, whole) and again.rule_ == whole.rule_
     # What was learned before it does not depend on it.

@@ -159,8 +159,9 @@ class TrainedClustering(BaseEstimator):
             groups (optional): What keeps related identities on one side of
                 the validation split, shape ``[N]``. (default: :obj:`None`)
             neighbors (Neighbors, optional): A ready table for :obj:`X`, on
-                which the rule is chosen; training and held-out samples
-                get tables of their own. (default: :obj:`None`)
+                which the rule is chosen and what follows is learned; before,
+                training and held-out samples get tables of their own.
+                (default: :obj:`None`)
 
         Raises:
             ValueError: If features, labels, groups, the table or an argument
@@ -309,9 +310,10 @@ class TrainedClustering(BaseEstimator):
                 np.arange(y.size), val))
             neighbors = None
         table = self._table(x[rows], neighbors)
-        self.rule_, self.validation_score_ = self._best_rule(
-            self._measure(table), y[rows], np.isin(rows, val))
+        rule, score = self._best_rule(self._measure(table), y[rows],
+                                      np.isin(rows, val))
         self._finish(table, torch.from_numpy(y[rows]).to(x.device))
+        self.rule_, self.validation_score_ = rule, score
 
     # For the methods ########################################################
 
