@@ -8,11 +8,9 @@ unchanged to LFW faces (128-d), to all Omniglot drawings (128-d) and to
 scikit-learn's digits (64-d): with the edge rule of the twin, and with settings
 found without labels (`adapt=True`). Beside it, the untrained estimators on the
 same tables. Three seeds of the twin. Features are centred. Goes on where it
-stopped; writes benchmarks/results/cross_domain.csv. With `--keep` fitted models
-are written to that folder, and read where they are there.
+stopped; writes benchmarks/results/cross_domain.csv.
 """
 import argparse
-import os
 import os.path as osp
 
 import numpy as np
@@ -35,25 +33,10 @@ from torch_sdt.ops import normalize_features
 parser = argparse.ArgumentParser()
 parser.add_argument('--seeds', type=int, default=3)
 parser.add_argument('--models', nargs='*', default=['augmented', 'plain'])
-parser.add_argument('--keep', metavar='FOLDER')
 parser.add_argument('--out', default=osp.join(RESULTS, 'cross_domain.csv'))
 args = parser.parse_args()
 
 rows = Rows(args.out)
-
-
-def fitted(kind, seed):
-    path = args.keep and osp.join(args.keep, f'{kind}-{seed}.safetensors')
-    if path and osp.exists(path):
-        return SDTClustering.load(path)
-    (x, y, _), _ = twin(seed)
-    model = SDTClustering(center=True, seed=seed,
-                          augment='all' if kind == 'augmented' else 'none')
-    model.fit(x, y)
-    if path:
-        os.makedirs(args.keep, exist_ok=True)
-        model.save(path)
-    return model
 
 
 def files(name):
@@ -89,7 +72,10 @@ for seed in range(args.seeds):
         if rows.has(data=list(tables)[-1], method=f'{kind}, adapt',
                     seed=seed):
             continue
-        model = fitted(kind, seed)
+        (x_train, y_train, _), _ = twin(seed)
+        model = SDTClustering(center=True, seed=seed,
+                              augment='all' if kind == 'augmented' else 'none')
+        model.fit(x_train, y_train)
         model.center = False  # The tables' features are centred already.
         for name, (x, y, neighbors) in tables.items():
             for adapt in (False, True):

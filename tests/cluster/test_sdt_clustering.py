@@ -490,15 +490,15 @@ def test_a_killed_fit_goes_on(tmp_path, monkeypatch, at):
 def test_a_fit_killed_among_all_identities_goes_on(tmp_path, monkeypatch,
                                                    name):
     x, y = world()
-    whole, before, fitted = estimator(epochs=2).fit(x, y), Trainer.fit, []
+    whole, before, done = estimator(epochs=2).fit(x, y), Trainer.fit, []
 
     class Killed(Exception):
         pass
 
     def fit(self, *args, **kwargs):
         history = before(self, *args, **kwargs)
-        if self.name == name and not fitted:
-            fitted.append(name)
+        if self.name == name and not done:
+            done.append(name)
             raise Killed
         return history
 
