@@ -462,14 +462,19 @@ def test_a_killed_fit_goes_on(tmp_path, monkeypatch, at):
     class Killed(Exception):
         pass
 
-    def validate(self, *args):
-        calls.append(args)
-        if len(calls) == at:
-            raise Killed
-        return before(self, *args)
+    def validation(self, *args):
+        validate = before(self, *args)
 
-    before = SDTClustering._validate
-    monkeypatch.setattr(SDTClustering, '_validate', validate)
+        def killed(model):
+            calls.append(model)
+            if len(calls) == at:
+                raise Killed
+            return validate(model)
+
+        return killed
+
+    before = SDTClustering._validation
+    monkeypatch.setattr(SDTClustering, '_validation', validation)
     with pytest.raises(Killed):
         estimator(epochs=2, workdir=str(tmp_path)).fit(x, y)
     # Elsewhere, with another state of the global generator.

@@ -286,6 +286,21 @@ def test_keeps_the_epoch_that_clusters_held_out_identities_best(tau):
     assert model.rule_.tau == pytest.approx(tau or .2)
 
 
+def test_a_refit_shows_all_identities_and_chooses_nothing():
+    x, y = world()
+    first, model = Fake().fit(x, y), Fake()
+    model.refit = True
+    model.fit(x, y)
+    assert list(model.history_) == ['model', 'model-all']
+    # A third of eight epochs, without validation.
+    assert [set(row) for row in model.history_['model-all'].rows] == [
+        {'epoch', 'loss', 'seconds'}] * 3
+    # From the best epoch on, and each shows every sample.
+    assert model.model_.seen - first.model_.seen == 3 * y.size
+    assert model.rule_ == first.rule_
+    assert model.validation_score_ == first.validation_score_
+
+
 def test_keeps_the_epoch_of_the_least_held_out_loss():
     x, y = world()
     model = AdaNETS(**{**SMALL, 'epochs': 4, 'lr': .03}).fit(x, y)

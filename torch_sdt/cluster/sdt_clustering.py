@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from torch_sdt.nn.models.neighbor_encoder import ATTENTIONS
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.topk import expected_topk
 from torch_sdt.training import infer
-from torch_sdt.training.trainer import TrainingLoader
+from torch_sdt.training.trainer import TrainingLoader, Validate
 from torch_sdt.typing import ArrayLike
 
 SIZES: Dict[str, Dict[str, int]] = {
@@ -44,8 +45,6 @@ AUGMENTS = ('none', 'half', 'all')
 _VIEW_SIZE = 4_000
 # After so many epochs a small set is known by heart: how dense it is.
 _BY_HEART = 10
-# The share of their epochs for which networks go on with all identities.
-_FURTHER = 1 / 3
 # Subgraphs that a GPU judges at once; batches to learn from it leave idle.
 _GPU_BATCH = 4096
 _NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
@@ -236,32 +235,35 @@ class SDTClustering(TrainedClustering):
     def _learn(self, table: Table, y: Tensor, held_out: Table,
                y_held_out: Tensor) -> None:
         for name in self._networks:
-            if getattr(self, f'{name}_') is not None:
-                self._learn_network(name, table, y, held_out, y_held_out)
+            if getattr(self, f'{name}_') is None:
+                continue
+            validate = None
+            if self._augment(len(y)) != 'all':
+                validate = self._validation(name, held_out,
+                                            y_held_out.cpu().numpy())
+            self._train(name, self._lessons(name, table, y), validate)
 
-    def _learn_network(self, name: str, table: Table, y: Tensor,
-                       held_out: Table, y_held_out: Tensor) -> None:
-        validate = None
-        if self._augment(len(y)) != 'all':
-            first = self._trust(held_out) if name == 'transformer' else None
+    def _validation(self, name: str, table: Table, y: np.ndarray) -> Validate:
+        # Of the model in training alone. Its verdict's average precision tells
+        # epochs apart, also where any verdict clusters the few held-out
+        # identities well, or none does; clusters, at one rule, are a look.
+        first = cache(lambda: self._trust(table))
 
-            def validate(_: Any) -> Dict[str, float]:
-                return self._validate(held_out, y_held_out.cpu().numpy(),
-                                      first)
+        def validate(_: torch.nn.Module) -> Dict[str, float]:
+            if name == 'predictor':
+                trust = self._trust(table)
+                edges = Edges(table.neighbors, trust,
+                              trust if trust.dim() == 2 else None)
+            else:
+                edges = self._edges(table, first())
+            scores, rule = {}, EdgeRule('jaccard', threshold=0.)
+            if edges.verdict is not None:
+                scores['average_precision'] = edges.average_precision(y)
+                rule = EdgeRule('mean', threshold=.4)
+            cluster = edges.cluster(rule, seed=self.seed).cpu().numpy()
+            return {**scores, 'mean_f': mean_fscore(y, cluster)}
 
-        self._train(name, self._lessons(name, table, y), validate)
-
-    def _finish(self, table: Table, y: Tensor) -> None:
-        if not self.refit:
-            return
-        for name, history in list(self.history_.items()):
-            epochs = round(_FURTHER * len(history))
-            if epochs > 0:
-                lessons = self._lessons(name, table, y)
-                trainer = self._trainer(epochs, f'{name}-all', table.x.device)
-                self.history_[trainer.name] = trainer.fit(
-                    getattr(self, f'{name}_'), lessons,
-                    fingerprint=self._fingerprint)
+        return validate
 
     def _lessons(self, name: str, table: Table, y: Tensor) -> TrainingLoader:
         # What a network learns from.
@@ -380,24 +382,6 @@ class SDTClustering(TrainedClustering):
                             table.folder and os.path.join(table.folder,
                                                           'transformer'))
         return Edges(table.neighbors, trust, verdict)
-
-    def _validate(self, table: Table, y: np.ndarray,
-                  trust: Optional[Tensor]) -> Dict[str, float]:
-        # The model in training alone. Its verdict's average precision tells
-        # epochs apart, also where any verdict clusters the few held-out
-        # identities well, or none does; clusters, at one rule, are a look.
-        if trust is None:
-            first = self._trust(table)
-            edges = Edges(table.neighbors, first,
-                          first if first.dim() == 2 else None)
-        else:
-            edges = self._edges(table, trust)
-        scores, rule = {}, EdgeRule('jaccard', threshold=0.)
-        if edges.verdict is not None:
-            scores['average_precision'] = edges.average_precision(y)
-            rule = EdgeRule('mean', threshold=.4)
-        cluster = edges.cluster(rule, seed=self.seed).cpu().numpy()
-        return {**scores, 'mean_f': mean_fscore(y, cluster)}
 
     def _measure(self, table: Table) -> Measured:
         return Measured(table, self._edges(table))

@@ -41,6 +41,8 @@ Self = TypeVar('Self', bound='TrainedClustering')
 
 # Training shows a network this many items unless told otherwise.
 _SHOWN, _MOST_EPOCHS = 40_000, 25
+# The share of its epochs for which a network goes on with all identities.
+_FURTHER = 1 / 3
 # Items on which an epoch is validated, at most.
 _VALIDATED = 4_000
 # Samples on which the rule is chosen, at most.
@@ -115,7 +117,8 @@ class TrainedClustering(BaseEstimator):
 
     The arguments :obj:`k`, :obj:`center`, :obj:`epochs`, :obj:`lr`,
     :obj:`batch_size`, :obj:`val_share`, :obj:`index`, :obj:`seed`,
-    :obj:`device`, :obj:`workdir` and :obj:`verbose` are read here.
+    :obj:`device`, :obj:`workdir` and :obj:`verbose` are read here, and, where
+    there are, :obj:`precision`, :obj:`patience` and :obj:`refit`.
     """
     k: Optional[int]
     center: bool
@@ -130,6 +133,7 @@ class TrainedClustering(BaseEstimator):
     verbose: bool
     precision: str = '32-true'
     patience: Optional[int] = None
+    refit: bool = False
 
     # The class of the rule: a named tuple of JSON's types.
     _rule: Type[Any]
@@ -204,13 +208,20 @@ class TrainedClustering(BaseEstimator):
         # a number of items, and keeps the best of them: a network that reads
         # features soon knows the training identities by heart. The best has
         # the least loss on held-out identities, if a loader of them is given.
+        # A network that has learned already goes on, with all identities.
+        epochs = self._epochs(loader.nodes.numel(), shown)
+        title = name
+        if name in self.history_:
+            epochs = round(_FURTHER * len(self.history_[name]))
+            title, validate = f'{name}-all', None
+        if epochs == 0:
+            return
         if isinstance(validate, BatchLoader):
             empty = validate.nodes.numel() == 0
             validate = None if empty else partial(_negative_loss,
                                                   loader=validate)
-        trainer = self._trainer(self._epochs(loader.nodes.numel(), shown),
-                                name, loader.x.device)
-        self.history_[name] = trainer.fit(
+        trainer = self._trainer(epochs, title, loader.x.device)
+        self.history_[title] = trainer.fit(
             getattr(self, f'{name}_'), loader, validate, self._fingerprint)
 
     def _epochs(self, items: int, shown: int = _SHOWN) -> int:
@@ -312,7 +323,10 @@ class TrainedClustering(BaseEstimator):
         table = self._table(x[rows], neighbors)
         rule, score = self._best_rule(self._measure(table), y[rows],
                                       np.isin(rows, val))
-        self._finish(table, torch.from_numpy(y[rows]).to(x.device))
+        if self.refit:
+            # All is chosen: held-out identities are identities, too.
+            everyone = torch.from_numpy(y[rows]).to(x.device)
+            self._learn(table, everyone, table, everyone)
         self.rule_, self.validation_score_ = rule, score
 
     # For the methods ########################################################
@@ -324,12 +338,9 @@ class TrainedClustering(BaseEstimator):
 
     def _learn(self, table: Table, y: Tensor, held_out: Table,
                y_held_out: Tensor) -> None:
-        # Trains the networks on a table of training identities.
+        # Trains the networks on a table of training identities; where there is
+        # a refit once more, on all, which then are held out as well.
         raise NotImplementedError
-
-    def _finish(self, table: Table, y: Tensor) -> None:
-        # Once all is chosen, what may be learned from all identities.
-        pass
 
     def _measure(self, table: Table) -> Any:
         # All that does not depend on the rule.
