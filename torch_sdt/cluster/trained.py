@@ -113,7 +113,9 @@ class TrainedClustering(BaseEstimator):
     rule to clusters). Here are the split of identities, the choice of the rule
     on those that are held out, bounded tables, and files. A network keeps the
     epoch that clusters held-out identities best (:meth:`_clusters`) or, where
-    it does not cluster yet, has the least loss on them.
+    it does not cluster yet, has the least loss on them. With :obj:`refit`
+    networks in the end go on, with all identities, for a third of their
+    epochs.
 
     The arguments :obj:`k`, :obj:`center`, :obj:`epochs`, :obj:`lr`,
     :obj:`batch_size`, :obj:`val_share`, :obj:`index`, :obj:`seed`,
