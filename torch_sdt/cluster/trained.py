@@ -211,13 +211,14 @@ class TrainedClustering(BaseEstimator):
         # features soon knows the training identities by heart. The best has
         # the least loss on held-out identities, if a loader of them is given.
         # A network that has learned already goes on, with all identities.
-        epochs = self._epochs(loader.nodes.numel(), shown)
-        title = name
         if name in self.history_:
             epochs = round(_FURTHER * len(self.history_[name]))
             title, validate = f'{name}-all', None
-        if epochs == 0:
-            return
+            if epochs == 0:
+                return
+        else:
+            epochs = self._epochs(loader.nodes.numel(), shown)
+            title = name
         if isinstance(validate, BatchLoader):
             empty = validate.nodes.numel() == 0
             validate = None if empty else partial(_negative_loss,
