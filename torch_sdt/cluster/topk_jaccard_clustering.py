@@ -81,13 +81,11 @@ class TopKJaccardClustering(NeighborClustering):
        identities much larger than :math:`K`.
     4. Partitions are compared by :math:`S \, \sqrt{P}`, with the mean
        silhouette :math:`S` and the log-likelihood :math:`P` of a Gaussian
-       model of identities. Around each of the three best the others form a
-       tree, from which clusters are taken at whichever level suits them: a
-       cluster stands unless its parts score more. The score of a cluster is
-       its share of :math:`S` plus half its share of :math:`P`; what departs
-       from the level in the middle must gain 20 %, and what splits a cluster
-       into parts wider than the table, 30 %. Of the three results the one of
-       the largest :math:`S \, \sqrt{P}` is returned.
+       model of identities. The clusters of each of the three best are cut as
+       finer levels cut them, at whichever level suits them: a cluster stands
+       unless its parts score 20 % more. The score of a cluster is its share
+       of :math:`S` plus half its share of :math:`P`. Of the three results
+       the one of the largest :math:`S \, \sqrt{P}` is returned.
 
     So small and large, compact and spread identities are cut each at their
     own level. What to know: an identity whose images fall into modes that
@@ -164,7 +162,7 @@ class TopKJaccardClustering(NeighborClustering):
         bases = sorted(range(len(partitions)), reverse=True,
                        key=lambda i: self.levels_[i].quality)
         cluster, level = max(
-            (self._around(x, neighbors, partitions, base)
+            (self._cut(x, neighbors, partitions, base)
              for base in bases[:_BASES]),
             key=lambda found: _quality(*self._judge(x, neighbors, found[0])))
 
@@ -218,20 +216,20 @@ class TopKJaccardClustering(NeighborClustering):
             step = _STEP * scale
         return out
 
-    def _around(self, x: Tensor, neighbors: Neighbors,
-                partitions: List[Tensor], base: int
-                ) -> Tuple[Tensor, Tensor]:
-        # Each sample's cluster, from whichever level, and that level. Scores
-        # are relative to the base, so that units cancel.
-        tree = nested(partitions, base)
+    def _cut(self, x: Tensor, neighbors: Neighbors, partitions: List[Tensor],
+             base: int) -> Tuple[Tensor, Tensor]:
+        # The clusters of a level, or parts of them that finer levels found,
+        # and the level of each. Scores are relative to the base, so that
+        # units cancel.
+        tree = nested(partitions[base:])
         best, scores = self.levels_[base], []
         for cluster in tree:
             separation, likelihood = self._of_clusters(x, neighbors, cluster)
             scores.append(separation / max(best.separation, 1e-6) +
                           _LIKELIHOOD * likelihood /
                           max(best.likelihood, 1e-6))
-        cluster, level = select(tree, scores, base, neighbors.k, _MARGIN)
-        return number_by_appearance(cluster), level
+        cluster, level = select(tree, scores, _MARGIN)
+        return number_by_appearance(cluster), level + base
 
     def _judge(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
                ) -> Tuple[float, float]:
