@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import List, NamedTuple, Sequence, Tuple
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from torch_sdt.ops.background import Background
 _RIVALS = 16
 # All around a smaller cluster is in its samples' neighbours.
 _SMALL = 16
+# A share of samples that is taken for all.
+_MOST = .8
 _PART = 16384
 
 
@@ -108,38 +111,65 @@ def likelihoods(partition: Partition, background: Background) -> Tensor:
     return best
 
 
-def nested(partitions: Sequence[Tensor]) -> List[Tensor]:
-    r"""Makes a chain of partitions, coarse to fine, a tree: the clusters of
-    each are cut where those above them are.
+def nested(partitions: Sequence[Tensor], base: int) -> List[Tensor]:
+    r"""Makes a chain of partitions, coarse to fine, a tree around one of them.
+
+    The one at :obj:`base` stays as it is. Coarser ones become unions of its
+    clusters: each goes as a whole where most of its samples are. Finer ones
+    become parts: their clusters are cut where those above them are.
     """
-    out = [_renumber(partitions[0])]
-    for fine in partitions[1:]:
+    out = [_renumber(partitions[base])]
+    for coarse in reversed(partitions[:base]):
+        fine = out[0]
+        votes = sp.coo_matrix(
+            (np.ones(fine.numel()), (fine.numpy(), coarse.numpy()))).tocsr()
+        majority = torch.from_numpy(np.asarray(votes.argmax(axis=1)).ravel())
+        out.insert(0, _renumber(majority[fine]))
+    for fine in partitions[base + 1:]:
         out.append(_renumber(out[-1] * (int(fine.max()) + 1) + fine))
     return out
 
 
-def select(tree: Sequence[Tensor], scores: Sequence[Tensor], margin: float
-           ) -> Tuple[Tensor, Tensor]:
+def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
+           full: Tensor, width: int, margin: float) -> Tuple[Tensor, Tensor]:
     r"""The clusters of a tree, from whichever levels, of the largest total
     score: a cluster stands unless its parts, each at its best, score more by
-    :obj:`margin`, a share of their score.
+    :obj:`margin`, a share of their score. Unions of the base's clusters do
+    not stand at all.
+
+    But where a cluster's parts are wider than the neighbour table and most of
+    its samples trust all that the table lists, they must gain half as much
+    again, at any level: what is larger than its number of neighbours comes
+    apart in a kNN graph, so that it did says little.
 
     Args:
         tree (sequence of torch.Tensor): Nested partitions, coarse to fine.
         scores (sequence of torch.Tensor): A score for each cluster of each.
+        base (int): The best single level.
+        full (torch.Tensor): Which samples trust all their neighbours, bool,
+            shape ``[N]``.
+        width (int): Width of the neighbour table.
         margin (float): See above.
 
     Returns:
         (torch.Tensor, torch.Tensor): Each sample's cluster and level.
     """
-    best = scores[-1]
+    best, square = scores[-1], torch.bincount(tree[-1]).double().square()
     whole = [torch.ones_like(best, dtype=torch.bool)]
-    for coarse, fine, score in zip(tree[-2::-1], tree[:0:-1], scores[-2::-1]):
+    for depth in range(len(tree) - 2, -1, -1):
         parent = torch.empty(best.numel(), dtype=torch.long)
-        parent[fine] = coarse
+        parent[tree[depth + 1]] = tree[depth]
+        score, size = scores[depth], torch.bincount(tree[depth]).double()
         parts = torch.zeros_like(score).index_add_(0, parent, best)
-        stands = score >= parts - margin * parts.abs()
+        squares = torch.zeros_like(score).index_add_(0, parent, square)
+        # The size of the part that a sample is in, on average.
+        unseen = squares / size >= width
+        unseen &= torch.bincount(tree[depth], full) >= _MOST * size
+        gain = torch.full_like(score, margin if depth >= base else -torch.inf)
+        gain[unseen] = 1.5 * margin
+        stands = score >= parts - gain * parts.abs()
         best = torch.where(stands, score, parts)
+        square = torch.where(stands, size.square(), squares)
         whole.insert(0, stands)
     cluster = torch.full_like(tree[0], -1)
     level = torch.zeros_like(cluster)

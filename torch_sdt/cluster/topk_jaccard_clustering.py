@@ -81,11 +81,14 @@ class TopKJaccardClustering(NeighborClustering):
        identities much larger than :math:`K`.
     4. Partitions are compared by :math:`S \, \sqrt{P}`, with the mean
        silhouette :math:`S` and the log-likelihood :math:`P` of a Gaussian
-       model of identities. The clusters of each of the three best are cut as
-       finer levels cut them, at whichever level suits them: a cluster stands
-       unless its parts score 20 % more. The score of a cluster is its share
-       of :math:`S` plus half its share of :math:`P`. Of the three results
-       the one of the largest :math:`S \, \sqrt{P}` is returned.
+       model of identities. Around each of the three best the others form a
+       tree, from which clusters are taken at whichever level suits them: a
+       cluster stands unless its parts score 20 % more. The score of a cluster
+       is its share of :math:`S` plus half its share of :math:`P`. Clusters of
+       the level in the middle are cut, and united only where they are wider
+       than the table and four fifths of their samples trust all of it: there
+       whatever stays apart must score 30 % more. Of the three results the one
+       of the largest :math:`S \, \sqrt{P}` is returned.
 
     So small and large, compact and spread identities are cut each at their
     own level. What to know: an identity whose images fall into modes that
@@ -159,14 +162,18 @@ class TopKJaccardClustering(NeighborClustering):
                   *self._judge(x, neighbors, cluster))
             for setting, cluster in zip(settings, partitions)
         ]
+        threshold = torch.tensor([setting[0] for setting in settings])
+        # Rows are sorted: who trusts the last neighbour trusts all.
+        last = table.similarity[place, -1]
         bases = sorted(range(len(partitions)), reverse=True,
                        key=lambda i: self.levels_[i].quality)
         cluster, level = max(
-            (self._cut(x, neighbors, partitions, base)
+            (self._around(x, neighbors, partitions, base,
+                          last >= threshold[base])
              for base in bases[:_BASES]),
             key=lambda found: _quality(*self._judge(x, neighbors, found[0])))
 
-        threshold = torch.tensor([setting[0] for setting in settings])[level]
+        threshold = threshold[level]
         trusted = table.similarity >= threshold[order].view(-1, 1)
         self.k_ = trusted.sum(dim=1)[place].numpy()
         self.threshold_ = threshold.numpy()
@@ -216,20 +223,21 @@ class TopKJaccardClustering(NeighborClustering):
             step = _STEP * scale
         return out
 
-    def _cut(self, x: Tensor, neighbors: Neighbors, partitions: List[Tensor],
-             base: int) -> Tuple[Tensor, Tensor]:
-        # The clusters of a level, or parts of them that finer levels found,
-        # and the level of each. Scores are relative to the base, so that
-        # units cancel.
-        tree = nested(partitions[base:])
+    def _around(self, x: Tensor, neighbors: Neighbors,
+                partitions: List[Tensor], base: int, full: Tensor
+                ) -> Tuple[Tensor, Tensor]:
+        # Each sample's cluster, from whichever level, and that level. Scores
+        # are relative to the base, so that units cancel.
+        tree = nested(partitions, base)
         best, scores = self.levels_[base], []
         for cluster in tree:
             separation, likelihood = self._of_clusters(x, neighbors, cluster)
             scores.append(separation / max(best.separation, 1e-6) +
                           _LIKELIHOOD * likelihood /
                           max(best.likelihood, 1e-6))
-        cluster, level = select(tree, scores, _MARGIN)
-        return number_by_appearance(cluster), level + base
+        cluster, level = select(tree, scores, base, full, neighbors.k,
+                                _MARGIN)
+        return number_by_appearance(cluster), level
 
     def _judge(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
                ) -> Tuple[float, float]:
