@@ -156,6 +156,8 @@ _THRESHOLDS = {
 }
 _ETAS = (.6, .8)
 _MARKOV_TIMES = (1., .7, 1.5, 2.)
+# Scores that differ by less do so for no reason.
+ALIKE = .003
 
 
 def rules(merge: str) -> List[EdgeRule]:
@@ -196,8 +198,8 @@ def choose_rule(
             (default: :obj:`False`)
 
     Returns:
-        (EdgeRule, float): The best rule (of equals, that of the middle
-        threshold) and its score, the mean of pairwise F and BCubed F.
+        (EdgeRule, float): The best rule and its score, the mean of pairwise
+        F and BCubed F; of thresholds that score alike the highest.
 
     Raises:
         ValueError: If there is no such merge, or no verdict for it.
@@ -214,22 +216,23 @@ def choose_rule(
             bar.update()
             return rule, mean_fscore(y, cluster, scored)
 
-        best = middle_of_the_best(list(map(score, first)))
+        best = strictest_of_the_best(list(map(score, first)))
         return max([best, *map(score, variations(best[0]))],
                    key=itemgetter(1))
 
 
-def middle_of_the_best(found: Sequence[Tuple[EdgeRule, float]]
-                       ) -> Tuple[EdgeRule, float]:
-    r"""Of rules and their scores the best; of equals at the first of their
-    Markov times the middle threshold, which is farthest from what is worse:
-    held-out identities that lie well apart like many alike.
+def strictest_of_the_best(found: Sequence[Tuple[EdgeRule, float]]
+                          ) -> Tuple[EdgeRule, float]:
+    r"""Of rules and their scores the best, but with the highest threshold that
+    at its Markov time scores as much, within .003: held-out identities that
+    lie well apart like many thresholds alike, and where there are more
+    strangers than among them the highest is the one that keeps them apart.
     """
-    most = max(score for _, score in found)
-    equals = [(rule, score) for rule, score in found if score == most]
-    alike = [(rule, score) for rule, score in equals
-             if rule.markov_time == equals[0][0].markov_time]
-    return alike[len(alike) // 2]
+    best, most = max(found, key=itemgetter(1))
+    return max(((rule, score) for rule, score in found
+                if rule.markov_time == best.markov_time
+                and score >= most - ALIKE),
+               key=lambda alike: alike[0].threshold)
 
 
 def mean_fscore(y: np.ndarray, cluster: np.ndarray,

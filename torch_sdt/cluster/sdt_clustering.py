@@ -10,6 +10,7 @@ from torch import Tensor
 
 from torch_sdt.cluster._arguments import check_known
 from torch_sdt.cluster.edges import (
+    ALIKE,
     MERGES,
     EdgeRule,
     Edges,
@@ -51,8 +52,6 @@ _NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
                "attention=None has from predictor='rank' only")
 # No rule of edges: settings that suit the samples at hand.
 _ADAPT = EdgeRule('adapt')
-# What they must gain over the best rule.
-_ADAPT_MARGIN = .003
 
 
 class Measured(NamedTuple):
@@ -396,7 +395,7 @@ class SDTClustering(TrainedClustering):
         if self.adapt or (free and measured.edges.verdict is not None):
             cluster = self._partition(measured, _ADAPT).cpu().numpy()
             score = mean_fscore(y, cluster, scored)
-            if score > found[1] + _ADAPT_MARGIN:
+            if score > found[1] + ALIKE:
                 found = (_ADAPT, score)
         return found
 
