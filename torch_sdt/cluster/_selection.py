@@ -165,9 +165,10 @@ def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
         # The size of the part that a sample is in, on average.
         unseen = squares / size >= width
         unseen &= torch.bincount(tree[depth], full) >= _MOST * size
-        gain = torch.full_like(score, margin if depth >= base else -torch.inf)
-        gain[unseen] = 1.5 * margin
+        gain = torch.where(unseen, 1.5 * margin, margin)
         stands = score >= parts - gain * parts.abs()
+        if depth < base:
+            stands &= unseen
         best = torch.where(stands, score, parts)
         square = torch.where(stands, size.square(), squares)
         whole.insert(0, stands)
