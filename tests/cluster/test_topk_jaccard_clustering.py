@@ -133,27 +133,28 @@ def test_select_takes_each_cluster_at_its_best_level():
     tree = [torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3])]
     scores = [torch.tensor([1., 5.]).double(),
               torch.tensor([2., 2., 1., 1.]).double()]
-    some = torch.zeros(4, dtype=torch.bool)
-    cluster, level = select(tree, scores, 0, some, 80, .2)
+    some, score = torch.zeros(4, dtype=torch.bool), scores.__getitem__
+    cluster, level = select(tree, score, 0, some, 80, .2)
     assert level.tolist() == [1, 1, 0, 0]
     assert cluster[0] != cluster[1] and cluster[2] == cluster[3]
     # The margin: parts that gain less than it do not part.
     scores[1] = torch.tensor([.55, .55, 1., 1.]).double()
-    assert select(tree, scores, 0, some, 80, .2)[1].tolist() == [0, 0, 0, 0]
-    assert select(tree, scores, 0, some, 80, .0)[1].tolist() == [1, 1, 0, 0]
-    # Unions do not stand, however much they score.
-    assert select(tree, scores, 1, some, 80, .0)[1].tolist() == [1, 1, 1, 1]
+    assert select(tree, score, 0, some, 80, .2)[1].tolist() == [0, 0, 0, 0]
+    assert select(tree, score, 0, some, 80, .0)[1].tolist() == [1, 1, 0, 0]
+    # Unions do not stand, however much they score, and nobody asks.
+    scores[0] = None
+    assert select(tree, score, 1, some, 80, .0)[1].tolist() == [1, 1, 1, 1]
 
 
 def test_select_keeps_together_what_the_table_cannot_show_as_one():
     tree = [torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3])]
     scores = [torch.tensor([1., 1.]).double(),
               torch.tensor([.65, .65, .65, .65]).double()]
-    full = torch.tensor([True, True, True, False])
+    full, score = torch.tensor([True, True, True, False]), scores.__getitem__
     # Parts that are no wider than the table are seen, and so is what does
     # not trust all of it: there a gain of 20 % is enough.
     for base in (0, 1):
-        found = select(tree, scores, base, full, 80, .2)[1]
+        found = select(tree, score, base, full, 80, .2)[1]
         assert found.tolist() == [1, 1, 1, 1]
-        found = select(tree, scores, base, full, 1, .2)[1]
+        found = select(tree, score, base, full, 1, .2)[1]
         assert found.tolist() == [0, 0, 1, 1]

@@ -708,7 +708,11 @@ def test_number_by_appearance():
         assert (out[i] == out[j]) == (cluster[i] == cluster[j])
 
 
-def test_symmetric_csr_is_the_graph_of_the_table():
+@pytest.mark.parametrize('with_numba', [False, True])
+def test_symmetric_csr_is_the_graph_of_the_table(monkeypatch, with_numba):
+    if with_numba:
+        pytest.importorskip('numba')
+    monkeypatch.setattr(torch_sdt.typing, 'WITH_NUMBA', with_numba)
     table = Neighbors.build(torch.randn(60, 5, generator=generator()), 9)
     weight = torch.rand(60, 9, generator=generator(1))
     weight[weight < .3] = 0
@@ -719,8 +723,14 @@ def test_symmetric_csr_is_the_graph_of_the_table():
     graph = symmetric_csr(table, weight)
     assert graph.nnz == int((expected > 0).sum())
     assert torch.equal(torch.from_numpy(graph.toarray()).float(), expected)
+    # Of an empty table, and where no weight is left, too.
+    for part in (Neighbors(table.index[:0], table.similarity[:0]), table):
+        graph_of_none = symmetric_csr(part, torch.zeros(part.index.shape))
+        assert graph_of_none.shape == (part.num_nodes, part.num_nodes)
+        assert graph_of_none.nnz == 0
+    if not with_numba:
+        return
     # The same communities, to the last label.
-    pytest.importorskip('numba')
     times = (1., 2.)
     for a, b in zip(ladder_csr(graph, times), map_equation_ladder(
             edge_index, edge_weight, 60, times)):

@@ -1,7 +1,7 @@
 r"""Which of many partitions fits features best, judged without labels."""
 from __future__ import annotations
 
-from typing import List, NamedTuple, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -130,7 +130,7 @@ def nested(partitions: Sequence[Tensor], base: int) -> List[Tensor]:
     return out
 
 
-def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
+def select(tree: Sequence[Tensor], score: Callable[[int], Tensor], base: int,
            full: Tensor, width: int, margin: float) -> Tuple[Tensor, Tensor]:
     r"""The clusters of a tree, from whichever levels, of the largest total
     score: a cluster stands unless its parts, each at its best, score more by
@@ -144,7 +144,8 @@ def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
 
     Args:
         tree (sequence of torch.Tensor): Nested partitions, coarse to fine.
-        scores (sequence of torch.Tensor): A score for each cluster of each.
+        score (callable): Gives the score of each cluster of a level. Not
+            asked for unions of which none may stand.
         base (int): The best single level.
         full (torch.Tensor): Which samples trust all their neighbours, bool,
             shape ``[N]``.
@@ -154,22 +155,26 @@ def select(tree: Sequence[Tensor], scores: Sequence[Tensor], base: int,
     Returns:
         (torch.Tensor, torch.Tensor): Each sample's cluster and level.
     """
-    best, square = scores[-1], torch.bincount(tree[-1]).double().square()
+    best = score(len(tree) - 1)
+    square = torch.bincount(tree[-1]).double().square()
     whole = [torch.ones_like(best, dtype=torch.bool)]
     for depth in range(len(tree) - 2, -1, -1):
         parent = torch.empty(best.numel(), dtype=torch.long)
         parent[tree[depth + 1]] = tree[depth]
-        score, size = scores[depth], torch.bincount(tree[depth]).double()
-        parts = torch.zeros_like(score).index_add_(0, parent, best)
-        squares = torch.zeros_like(score).index_add_(0, parent, square)
+        size = torch.bincount(tree[depth]).double()
+        parts = torch.zeros_like(size).index_add_(0, parent, best)
+        squares = torch.zeros_like(size).index_add_(0, parent, square)
         # The size of the part that a sample is in, on average.
         unseen = squares / size >= width
         unseen &= torch.bincount(tree[depth], full) >= _MOST * size
-        gain = torch.where(unseen, 1.5 * margin, margin)
-        stands = score >= parts - gain * parts.abs()
-        if depth < base:
-            stands &= unseen
-        best = torch.where(stands, score, parts)
+        stands = unseen if depth < base else torch.ones_like(unseen)
+        if stands.any():
+            own = score(depth)
+            gain = torch.where(unseen, 1.5 * margin, margin)
+            stands = stands & (own >= parts - gain * parts.abs())
+            best = torch.where(stands, own, parts)
+        else:
+            best = parts
         square = torch.where(stands, size.square(), squares)
         whole.insert(0, stands)
     cluster = torch.full_like(tree[0], -1)

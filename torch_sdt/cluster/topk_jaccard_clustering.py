@@ -34,6 +34,9 @@ _LIKELIHOOD = .5
 _MARGIN = .2
 _BASES = 3
 
+# Silhouettes summed and log-likelihood, of every cluster of a partition.
+Scores = Tuple[Tensor, Tensor]
+
 
 class Level(NamedTuple):
     r"""One of the partitions that were compared.
@@ -150,34 +153,35 @@ class TopKJaccardClustering(NeighborClustering):
 
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
         self.background_ = estimate_background(x, self.seed)
-        x, neighbors = x.cpu(), neighbors.to('cpu')
-        # Partitions are found on the table in an order that suits the cache.
+        # All that follows is in an order that suits the cache.
+        neighbors = neighbors.to('cpu')
         order = locality_order(neighbors)
-        place = order.argsort()
-        table = local_scaling(neighbors.permute(order))
+        x, table = x.cpu()[order], local_scaling(neighbors.permute(order))
         settings, partitions = self._partitions(table)
-        partitions = [partition[place] for partition in partitions]
+        scores = [self._of_clusters(x, table, cluster)
+                  for cluster in partitions]
         self.levels_ = [
-            Level(*setting, int(cluster.max()) + 1,
-                  *self._judge(x, neighbors, cluster))
-            for setting, cluster in zip(settings, partitions)
+            Level(*setting, score[0].numel(), *_mean(score, len(order)))
+            for setting, score in zip(settings, scores)
         ]
         threshold = torch.tensor([setting[0] for setting in settings])
         # Rows are sorted: who trusts the last neighbour trusts all.
-        last = table.similarity[place, -1]
+        last = table.similarity[:, -1]
         bases = sorted(range(len(partitions)), reverse=True,
                        key=lambda i: self.levels_[i].quality)
         cluster, level = max(
-            (self._around(x, neighbors, partitions, base,
+            (self._around(x, table, partitions, base, scores[base],
                           last >= threshold[base])
              for base in bases[:_BASES]),
-            key=lambda found: _quality(*self._judge(x, neighbors, found[0])))
+            key=lambda found: _quality(*_mean(
+                self._of_clusters(x, table, found[0]), len(order))))
 
         threshold = threshold[level]
-        trusted = table.similarity >= threshold[order].view(-1, 1)
+        place = order.argsort()
+        trusted = table.similarity >= threshold.view(-1, 1)
         self.k_ = trusted.sum(dim=1)[place].numpy()
-        self.threshold_ = threshold.numpy()
-        return cluster
+        self.threshold_ = threshold[place].numpy()
+        return number_by_appearance(cluster[place])
 
     def _partitions(self, table: Neighbors
                     ) -> Tuple[List[Tuple[float, float]], List[Tensor]]:
@@ -224,33 +228,37 @@ class TopKJaccardClustering(NeighborClustering):
         return out
 
     def _around(self, x: Tensor, neighbors: Neighbors,
-                partitions: List[Tensor], base: int, full: Tensor
-                ) -> Tuple[Tensor, Tensor]:
+                partitions: List[Tensor], base: int, scores: Scores,
+                full: Tensor) -> Tuple[Tensor, Tensor]:
         # Each sample's cluster, from whichever level, and that level. Scores
         # are relative to the base, so that units cancel.
-        tree = nested(partitions, base)
-        best, scores = self.levels_[base], []
-        for cluster in tree:
-            separation, likelihood = self._of_clusters(x, neighbors, cluster)
-            scores.append(separation / max(best.separation, 1e-6) +
-                          _LIKELIHOOD * likelihood /
-                          max(best.likelihood, 1e-6))
-        cluster, level = select(tree, scores, base, full, neighbors.k,
-                                _MARGIN)
-        return number_by_appearance(cluster), level
+        best = self.levels_[base]
 
-    def _judge(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
-               ) -> Tuple[float, float]:
-        # Separation and likelihood of a partition.
-        separation, likelihood = self._of_clusters(x, neighbors, cluster)
-        return (float(separation.sum()) / x.size(0),
-                float(likelihood.sum()) / x.size(0))
+        def combined(scores: Scores) -> Tensor:
+            separation, likelihood = scores
+            return (separation / max(best.separation, 1e-6) +
+                    _LIKELIHOOD * likelihood / max(best.likelihood, 1e-6))
+
+        def score(depth: int) -> Tensor:
+            return combined(scores if depth == base else self._of_clusters(
+                x, neighbors, tree[depth]))
+
+        tree = nested(partitions, base)
+        cluster, level = select(tree, score, base, full, neighbors.k, _MARGIN)
+        return cluster.unique(return_inverse=True)[1], level
 
     def _of_clusters(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
-                     ) -> Tuple[Tensor, Tensor]:
+                     ) -> Scores:
         # Silhouettes summed and log-likelihood, of every cluster.
         partition = Partition.of(x, cluster)
         of_sample = silhouettes(x, neighbors, partition, self.background_)
         likelihood = likelihoods(partition, self.background_)
         return torch.zeros_like(likelihood).index_add_(
             0, cluster, of_sample.double()), likelihood
+
+
+def _mean(scores: Scores, num_samples: int) -> Tuple[float, float]:
+    # Separation and likelihood of a whole partition.
+    separation, likelihood = scores
+    return (float(separation.sum()) / num_samples,
+            float(likelihood.sum()) / num_samples)

@@ -296,15 +296,20 @@ def symmetric_csr(neighbors: Neighbors, weight: Tensor) -> sp.csr_matrix:
     weights keep their precision.
     """
     index, weight = neighbors.index.cpu(), weight.detach().cpu()
+    n = neighbors.num_nodes
+    dtype = np.int32 if n < 2**31 else np.int64
+    if torch_sdt.typing.WITH_NUMBA:
+        from torch_sdt.ops._symmetric_kernel import symmetric_kernel
+
+        start, ids, data = symmetric_kernel(index.numpy(), weight.numpy(),
+                                            np.empty(0, dtype))
+        return sp.csr_matrix((data, ids, start), shape=(n, n))
     mask = weight > 0
     mask[:, 0] = False
-    n = neighbors.num_nodes
     start = np.zeros(n + 1, dtype=np.int64)
     start[1:] = mask.sum(dim=1).cumsum(0).numpy()
-    ids = index[mask]
-    dtype = torch.int32 if n < 2**31 else torch.int64
     matrix = sp.csr_matrix(
-        (weight[mask].numpy(), ids.to(dtype).numpy(), start),
+        (weight[mask].numpy(), index[mask].numpy().astype(dtype), start),
         shape=(n, n))
     return matrix.maximum(matrix.T)
 
