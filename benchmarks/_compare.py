@@ -115,10 +115,8 @@ def load_case(path):
     return case
 
 
-def run_method(name, path, seed, epochs, threads=None):
+def run_method(name, path, seed, epochs):
     r"""Runs a method on a case; returns its row and its labels."""
-    if threads is not None:
-        torch.set_num_threads(threads)
     case, method = load_case(path), METHODS[name]
     side = 'plain' if method.plain else 'test'
     x, y, table = case[f'{side}_x'], case['test_y'], case[f'{side}_table']

@@ -15,12 +15,12 @@ they are. Data sets:
 * `files`: the published layout in `--root`, `--train-name` against `--name`.
 
 Each method runs in a process of its own, so that its peak memory is its own
-and its crash loses no other row (`--no-isolate` runs all in this one). Goes on
-where it stopped. Writes `<out>.csv`, `<out>.md` (with published figures in
-columns of their own), `<out>.png` (F against time), and of identities in five
-bins by size and by sparsity `<out>_hard.csv` and `<out>_hard.png`;
-`--readme README.md` puts the two F of all data sets between the marks of that
-file.
+and its crash loses no other row (`--no-isolate` runs all in this one); with
+`--jobs 2` two at a time share the cores. Goes on where it stopped. Writes
+`<out>.csv`, `<out>.md` (with published figures in columns of their own),
+`<out>.png` (F against time), and of identities in five bins by size and by
+sparsity `<out>_hard.csv` and `<out>_hard.png`; `--readme README.md` puts the
+two F of all data sets between the marks of that file.
 """
 import argparse
 import os
@@ -28,6 +28,7 @@ import os.path as osp
 import sys
 import tempfile
 import traceback
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import matplotlib
 import numpy as np
@@ -59,6 +60,8 @@ parser.add_argument('--name', default='part1_test')
 parser.add_argument('--dim', type=int, default=256)
 parser.add_argument('--isolate', action=argparse.BooleanOptionalAction,
                     default=True)
+parser.add_argument('--jobs', type=int, default=1,
+                    help='methods at a time, each with its share of the cores')
 parser.add_argument('--out', default=osp.join(RESULTS, 'compare'))
 parser.add_argument('--readme')
 args = parser.parse_args()
@@ -104,6 +107,8 @@ for name, load in (('omniglot', 'omniglot416'), ('lfw', 'facenet_lfw')):
         parser.error(f"--data {name}: '{osp.join(SHARED, load)}' is not there")
 if 'files' in args.data and args.root is None:
     parser.error('--data files needs --root')
+if args.jobs < 1 or (args.jobs > 1 and not args.isolate):
+    parser.error('--jobs is a number of processes; --no-isolate runs in one')
 rows = Rows(f'{args.out}.csv')
 hard = Rows(f'{args.out}_hard.csv', quiet=True)
 
@@ -140,16 +145,21 @@ def compare():
                 data=title(data), method=name, seed=seed, error='')]
             if len(left) == 0:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
+            with tempfile.TemporaryDirectory() as folder, \
+                    ThreadPoolExecutor(args.jobs) as pool:
                 path = osp.join(folder, 'case.npz')
                 write_case(path, data, seed,
                            any(METHODS[name].plain for name in left))
+                running = {}
                 for name in left:
                     key = dict(data=title(data), method=name, seed=seed)
                     rows.drop(**key)
                     hard.drop(**key)
+                    running[pool.submit(run, name, path, seed)] = key
+                for done in as_completed(running):
+                    key = running[done]
                     try:
-                        row, bins = run(name, path, seed)
+                        row, bins = done.result()
                     except Exception as e:  # The others go on.
                         traceback.print_exc()
                         text = ' '.join(f'{type(e).__name__}: {e}'.split())
@@ -329,6 +339,9 @@ def save(fig, path, dpi=120):
 
 
 if __name__ == '__main__':  # Not in the processes of single methods.
+    if args.jobs > 1:  # They read it when they start.
+        share = str(max((os.cpu_count() or 1) // args.jobs, 1))
+        os.environ.update(OMP_NUM_THREADS=share, NUMBA_NUM_THREADS=share)
     os.makedirs(osp.dirname(osp.abspath(args.out)), exist_ok=True)
     compare()
     if any(row['error'] == '' for row in rows.rows):

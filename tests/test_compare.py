@@ -89,14 +89,20 @@ def test_a_crash_loses_no_other_row(tmp_path):
 
 
 def test_a_process_each_measures_its_memory(tmp_path):
-    run(tmp_path, *TINY[:-1], '--methods', 'FC-ES')
-    row, = read(tmp_path / 'compare.csv')
-    assert row['error'] == '' and float(row['peak_mb']) > 0
+    # Two at a time; a crash of the one does not reach the other.
+    run(tmp_path, *TINY[:-1], '--jobs', '2', '--budget', '0', '--methods',
+        'FC-ES', 'GCN(V+E)', 'K-means', code=1)
+    rows = {row['method']: row for row in read(tmp_path / 'compare.csv')}
+    assert "'epochs' must be" in rows.pop('GCN(V+E)')['error']
+    assert set(rows) == {'FC-ES', 'K-means'}
+    for row in rows.values():
+        assert row['error'] == '' and float(row['peak_mb']) > 0
 
 
 @pytest.mark.parametrize('args,message', [
     (['--methods', 'K-mean'], "known are 'K-means'"),
     (['--data', 'files'], 'needs --root'),
+    (['--jobs', '2'], '--no-isolate runs in one'),
 ])
 def test_bad_arguments(tmp_path, args, message):
     out = run(tmp_path, *TINY, *args, code=2)
