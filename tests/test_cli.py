@@ -215,6 +215,24 @@ def test_train_and_cluster_as_in_python(identities, capfd):
     assert result['k'] == 6 and result['scores'].keys() == METRICS
 
 
+@pytest.mark.parametrize('option,expected', [
+    ((), None), (('--adapt', ), True), (('--no-adapt', ), False)])
+def test_adapt_reaches_the_model(identities, capfd, monkeypatch, option,
+                                 expected):
+    SDTClustering(k=6, epochs=1).fit(
+        np.load('learn.npy'), read_labels('learn.meta')).save('m.safetensors')
+    given = []
+
+    def predict(self, x, neighbors=None, adapt=None):
+        given.append(adapt)
+        return np.zeros(len(x), dtype=np.int64)
+
+    monkeypatch.setattr(SDTClustering, 'predict', predict)
+    succeed(capfd, 'cluster', 'other.npy', '--model', 'm.safetensors',
+            '--out', 'out.txt', *option)
+    assert given == [expected]
+
+
 def test_train_closes_with_a_table(identities, capfd):
     out = succeed(capfd, *LEARN)
     lines = [line.split() for line in out.splitlines()]
@@ -611,6 +629,7 @@ def test_absent_packages(capfd, monkeypatch):
      '--center and --k are those of the --model'),
     (('cluster', 'x.npy', '--model', 'm.safetensors', '--center'),
      '--center and --k are those of the --model'),
+    (('cluster', 'x.npy', '--no-adapt'), 'need a --model'),
     (('cluster', 'x.npy', '--model', 'm.safetensors', '--theta', '.2'),
      '--theta is an option of --method fces (got a --model)'),
     (('cluster', 'x.npy', '--model', 'm.safetensors', '--threshold', '.2'),

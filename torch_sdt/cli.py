@@ -73,7 +73,8 @@ def _cluster(args: argparse.Namespace) -> None:
         args, stages, getattr(estimator, 'check_dimension', None))
     with stages('cluster') as stage:
         if args.model is not None:
-            labels = estimator.predict(x, neighbors=neighbors)
+            labels = estimator.predict(x, neighbors=neighbors,
+                                       adapt=args.adapt)
         else:
             labels = estimator.fit(x, neighbors=neighbors).labels_
         num_clusters = int(labels.max()) + 1
@@ -189,6 +190,8 @@ def _check_options(args: argparse.Namespace) -> None:
             args.usage_error('--model is a method: leave --method out')
         if args.center or args.k is not None:
             args.usage_error('--center and --k are those of the --model')
+    elif args.adapt is not None:
+        args.usage_error('--adapt and --no-adapt need a --model')
     if args.neighbors is not None and args.index is not None:
         args.usage_error('--neighbors leaves nothing to search with --index')
 
@@ -374,6 +377,9 @@ def _parser() -> argparse.ArgumentParser:
         '(default: topk-jaccard)')
     add('--model', metavar='MODEL', help='a trained model instead '
         '(.safetensors), as from torch-sdt train')
+    add('--adapt', action=argparse.BooleanOptionalAction,
+        help="settings found on these features in place of the model's edge "
+        'rule (default: where the rule fails)')
     add('--neighbors', metavar='TABLE',
         help='the kNN table of these features (.npz), as from torch-sdt knn')
     add('--threshold', type=float, metavar='COSINE',

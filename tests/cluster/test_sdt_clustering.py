@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -374,8 +375,9 @@ def test_save_and_load(tmp_path):
     assert os.listdir(tmp_path) == ['model.safetensors']
     loaded = SDTClustering.load(path)
     assert loaded.get_params() == model.get_params()
-    assert (loaded.rule_, loaded.k_, loaded.validation_score_) == (
-        model.rule_, model.k_, model.validation_score_)
+    assert (loaded.rule_, loaded.k_, loaded.validation_score_,
+            loaded.likeness_) == (model.rule_, model.k_,
+                                  model.validation_score_, model.likeness_)
     assert equal(loaded, model)
     for network in (loaded.predictor_, loaded.transformer_):
         assert not network.training
@@ -423,7 +425,7 @@ def test_load_of_what_is_no_model(tmp_path):
     tensors, meta = load_tensors(path)
     for change, message in (
             ({'class': 'FCES'}, "holds no SDTClustering .but 'FCES'"),
-            ({'format': 99}, 'has format 99, and this version .* format 2')):
+            ({'format': 99}, 'has format 99, and this version .* format 3')):
         save_tensors(path, tensors, {**meta, **change})
         with pytest.raises(ValueError, match=message):
             SDTClustering.load(path)
@@ -781,3 +783,42 @@ def test_adapting_follows_cosines_where_the_verdict_is_silent(monkeypatch):
     monkeypatch.undo()
     assert np.array_equal(labels, expected)
     assert np.array_equal(model.predict(x, adapt=True), model.labels_)
+
+
+@pytest.mark.parametrize('likeness,better', [(1., True), (.4, True),
+                                             (1., False), (0., True)])
+def test_a_rule_that_fails_is_left_aside(monkeypatch, likeness, better):
+    # A rule that makes one cluster of all, and settings that do better or
+    # leave every sample alone.
+    x, model = world('test')[0], fitted()
+    monkeypatch.setattr(model, 'rule_', EdgeRule(
+        threshold=0., markov_time=50.))
+    monkeypatch.setattr(model, 'likeness_', likeness)
+    if not better:
+        monkeypatch.setattr(model, '_adapt', lambda *_: np.arange(len(x)),
+                            raising=False)
+    kept, found = (model.predict(x, adapt=adapt) for adapt in (False, True))
+    assert kept.max() == 0 < found.max()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        labels = model.predict(x)
+    # Where it could not tell labelled samples it does not judge others.
+    fails = better and likeness >= .5
+    told = [str(one.message) for one in caught
+            if 'adapt=False keeps the rule' in str(one.message)]
+    assert len(told) == fails
+    assert np.array_equal(labels, found if fails else kept)
+
+
+@pytest.mark.parametrize('kwargs,compared', [
+    ({}, True), ({'adapt': False}, False), ({'adapt': True}, False),
+    ({'merge': 'verdict'}, False),
+    ({'attention': None, 'predictor': 'regression'}, False)])
+def test_what_a_rule_is_compared_with(monkeypatch, kwargs, compared):
+    # True clusters, which the rule is likely to find, with worse ones.
+    x, y = world()
+    worse = np.where(np.arange(y.size) % 2 == 0, y, y[::-1])
+    worse = np.unique(worse, return_inverse=True)[1]
+    monkeypatch.setattr(SDTClustering, '_adapt', lambda *_: worse)
+    model = estimator(**kwargs).fit(x, y)
+    assert (model.likeness_ > 0) == compared

@@ -35,6 +35,28 @@ class Partition(NamedTuple):
         return cls(cluster, size, total.index_add_(0, cluster, x))
 
 
+class Scores(NamedTuple):
+    r"""Silhouettes summed and log-likelihood, of every cluster of a
+    partition, float64 ``[C]`` each.
+    """
+    separation: Tensor
+    likelihood: Tensor
+
+    def mean(self, num_samples: int) -> Tuple[float, float]:
+        r"""Both, of the whole partition, per sample."""
+        return (float(self.separation.sum()) / num_samples,
+                float(self.likelihood.sum()) / num_samples)
+
+    def quality(self, num_samples: int) -> float:
+        r"""Both in one figure, see :meth:`quality`."""
+        return quality(*self.mean(num_samples))
+
+
+def quality(separation: float, likelihood: float) -> float:
+    r"""Separation times root of likelihood."""
+    return max(separation, 0.) * max(likelihood, 0.)**.5
+
+
 def silhouettes(x: Tensor, neighbors: Neighbors, partition: Partition,
                 background: Background) -> Tensor:
     r"""The silhouette of every sample (`Rousseeuw, 1987
@@ -109,6 +131,19 @@ def likelihoods(partition: Partition, background: Background) -> Tensor:
         if value.sum() > best.sum():
             best = value
     return best
+
+
+def judge(x: Tensor, neighbors: Neighbors, cluster: Tensor,
+          background: Background) -> Scores:
+    r"""How well clusters, numbered from 0, fit features (the arguments of
+    :meth:`silhouettes`): of each its :meth:`silhouettes`, summed, and its
+    :meth:`likelihoods`.
+    """
+    partition = Partition.of(x, cluster)
+    of_sample = silhouettes(x, neighbors, partition, background).double()
+    likelihood = likelihoods(partition, background)
+    separation = torch.zeros_like(likelihood).index_add_(0, cluster, of_sample)
+    return Scores(separation, likelihood)
 
 
 def nested(partitions: Sequence[Tensor], base: int) -> List[Tensor]:

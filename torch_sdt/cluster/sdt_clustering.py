@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import warnings
 from functools import cache
+from math import inf
 from typing import Any, Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_sdt.cluster._arguments import check_known
+from torch_sdt.cluster._selection import judge
 from torch_sdt.cluster.edges import (
     ALIKE,
     MERGES,
@@ -52,6 +55,18 @@ _NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
                "attention=None has from predictor='rank' only")
 # No rule of edges: settings that suit the samples at hand.
 _ADAPT = EdgeRule('adapt')
+# Where clusters by the rule look as good among labelled samples, by what needs
+# no labels, that this can tell; and how much worse others may look.
+_TELLS, _WORSE = .5, 2 / 3
+
+
+def _likeness(table: Table, cluster: Tensor, other: Tensor) -> float:
+    # The quality of one partition over that of another, without labels.
+    x, neighbors = table.x.cpu(), table.neighbors.to('cpu')
+    best, most = (
+        judge(x, neighbors, one.cpu(), table.background).quality(x.size(0))
+        for one in (cluster, other))
+    return best / most if most > 0 else inf
 
 
 class Measured(NamedTuple):
@@ -135,7 +150,7 @@ class SDTClustering(TrainedClustering):
             nothing gives one)
         adapt (bool, optional): Whether :meth:`predict` finds settings on each
             set without labels, in place of a rule. (default: where that is
-            clearly better and no :obj:`merge` is given)
+            clearly better, or the rule fails, and no :obj:`merge` is given)
         epochs (int, optional): Passes of each training. (default: as many as
             show 40,000 subgraphs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
@@ -170,11 +185,15 @@ class SDTClustering(TrainedClustering):
         rule_ (EdgeRule): How edges are made; of merge :obj:`"adapt"` where
             settings are found on each set anew.
         validation_score_ (float): Mean of both F on held-out identities.
+        likeness_ (float): :math:`Q_{\text{rule}} / Q_{\text{adapt}}` among all
+            labelled samples, 1 at most, see above; 0 where nothing is
+            compared.
         history_ (dict): The training :class:`~torch_sdt.training.History` of
             each model; that on all identities ends in :obj:`"-all"`.
         labels_ (numpy.ndarray): Clusters of the last :meth:`predict`.
     """
     _rule = EdgeRule
+    _figures = ('validation_score_', 'likeness_')
     _networks = ('predictor', 'transformer')
     _no_weights = ('device', 'workdir', 'verbose', 'patience', 'merge',
                    'adapt', 'refit')
@@ -391,12 +410,17 @@ class SDTClustering(TrainedClustering):
         if not self.adapt:
             found = choose_rule(measured.edges, y, scored, self.merge,
                                 self.seed, self.verbose)
+        self.likeness_ = 0.
         free = self.adapt is None and self.merge is None
         if self.adapt or (free and measured.edges.verdict is not None):
-            cluster = self._partition(measured, _ADAPT).cpu().numpy()
-            score = mean_fscore(y, cluster, scored)
+            adapted = self._partition(measured, _ADAPT)
+            score = mean_fscore(y, adapted.cpu().numpy(), scored)
             if score > found[1] + ALIKE:
                 found = (_ADAPT, score)
+            else:
+                self.likeness_ = min(_likeness(
+                    measured.table, self._partition(measured, found[0]),
+                    adapted), 1.)
         return found
 
     def _partition(self, measured: Measured, rule: EdgeRule) -> Tensor:
@@ -407,7 +431,7 @@ class SDTClustering(TrainedClustering):
     # Clustering ##############################################################
 
     def predict(self, X: ArrayLike, neighbors: Optional[Neighbors] = None,
-                adapt: bool = False) -> np.ndarray:
+                adapt: Optional[bool] = None) -> np.ndarray:
         r"""Clusters another set of samples.
 
         Args:
@@ -423,8 +447,8 @@ class SDTClustering(TrainedClustering):
                 :math:`\sigma` of background cosines,
                 :math:`a_{ij} + \sigma (v_{ij} - 1/2)`, and
                 :class:`~torch_sdt.cluster.TopKJaccardClustering` finds the
-                settings that suit them without labels.
-                (default: :obj:`False`)
+                settings that suit them without labels. If :obj:`False`, the
+                rule is kept. (default: where the rule fails, see above)
 
         Returns:
             numpy.ndarray: The cluster of each sample, int64, shape ``[N]``,
@@ -435,7 +459,23 @@ class SDTClustering(TrainedClustering):
                 dimension than the networks take.
             sklearn.exceptions.NotFittedError: If nothing was learned yet.
         """
-        return self._predict(X, neighbors, _ADAPT if adapt else None)
+        rule = _ADAPT if adapt else getattr(self, 'rule_', None)
+        return self._predict(X, neighbors, None if adapt is None else rule)
+
+    def _cluster(self, measured: Measured) -> Tensor:
+        cluster = super()._cluster(measured)
+        if self.likeness_ < _TELLS:
+            return cluster
+        adapted = self._partition(measured, _ADAPT)
+        likeness = _likeness(measured.table, cluster, adapted)
+        if likeness >= _WORSE * self.likeness_:
+            return cluster
+        warnings.warn(
+            f"These samples are unlike those that the model was fitted to: its "
+            f"edge rule has {likeness:.2f} of the label-free quality of "
+            f"settings found on them, where it had {self.likeness_:.2f}. They "
+            f"are taken instead; adapt=False keeps the rule", stacklevel=4)
+        return adapted
 
     def _reads_features(self) -> bool:
         return self.tokens == 'feature' or self.predictor == 'bilstm'

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from torch_sdt.cluster._selection import (
-    Partition,
-    likelihoods,
+    Scores,
+    judge,
     nested,
+    quality,
     select,
-    silhouettes,
 )
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
@@ -34,9 +34,6 @@ _LIKELIHOOD = .5
 _MARGIN = .2
 _BASES = 3
 
-# Silhouettes summed and log-likelihood, of every cluster of a partition.
-Scores = Tuple[Tensor, Tensor]
-
 
 class Level(NamedTuple):
     r"""One of the partitions that were compared.
@@ -58,11 +55,7 @@ class Level(NamedTuple):
     @property
     def quality(self) -> float:
         r"""Both in one figure: separation times root of likelihood."""
-        return _quality(self.separation, self.likelihood)
-
-
-def _quality(separation: float, likelihood: float) -> float:
-    return max(separation, 0.) * max(likelihood, 0.)**_LIKELIHOOD
+        return quality(self.separation, self.likelihood)
 
 
 class TopKJaccardClustering(NeighborClustering):
@@ -158,10 +151,10 @@ class TopKJaccardClustering(NeighborClustering):
         order = locality_order(neighbors)
         x, table = x.cpu()[order], local_scaling(neighbors.permute(order))
         settings, partitions = self._partitions(table)
-        scores = [self._of_clusters(x, table, cluster)
+        scores = [judge(x, table, cluster, self.background_)
                   for cluster in partitions]
         self.levels_ = [
-            Level(*setting, score[0].numel(), *_mean(score, len(order)))
+            Level(*setting, len(score.separation), *score.mean(len(order)))
             for setting, score in zip(settings, scores)
         ]
         threshold = torch.tensor([setting[0] for setting in settings])
@@ -173,8 +166,8 @@ class TopKJaccardClustering(NeighborClustering):
             (self._around(x, table, partitions, base, scores[base],
                           last >= threshold[base])
              for base in bases[:_BASES]),
-            key=lambda found: _quality(*_mean(
-                self._of_clusters(x, table, found[0]), len(order))))
+            key=lambda found: judge(x, table, found[0], self.background_
+                                    ).quality(len(order)))
 
         threshold = threshold[level]
         place = order.argsort()
@@ -234,31 +227,12 @@ class TopKJaccardClustering(NeighborClustering):
         # are relative to the base, so that units cancel.
         best = self.levels_[base]
 
-        def combined(scores: Scores) -> Tensor:
-            separation, likelihood = scores
+        def score(depth: int) -> Tensor:
+            separation, likelihood = scores if depth == base else judge(
+                x, neighbors, tree[depth], self.background_)
             return (separation / max(best.separation, 1e-6) +
                     _LIKELIHOOD * likelihood / max(best.likelihood, 1e-6))
-
-        def score(depth: int) -> Tensor:
-            return combined(scores if depth == base else self._of_clusters(
-                x, neighbors, tree[depth]))
 
         tree = nested(partitions, base)
         cluster, level = select(tree, score, base, full, neighbors.k, _MARGIN)
         return cluster.unique(return_inverse=True)[1], level
-
-    def _of_clusters(self, x: Tensor, neighbors: Neighbors, cluster: Tensor
-                     ) -> Scores:
-        # Silhouettes summed and log-likelihood, of every cluster.
-        partition = Partition.of(x, cluster)
-        of_sample = silhouettes(x, neighbors, partition, self.background_)
-        likelihood = likelihoods(partition, self.background_)
-        return torch.zeros_like(likelihood).index_add_(
-            0, cluster, of_sample.double()), likelihood
-
-
-def _mean(scores: Scores, num_samples: int) -> Tuple[float, float]:
-    # Separation and likelihood of a whole partition.
-    separation, likelihood = scores
-    return (float(separation.sum()) / num_samples,
-            float(likelihood.sum()) / num_samples)

@@ -27,7 +27,7 @@ from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.io import load_tensors, save_tensors
 from torch_sdt.loader import BatchLoader
 from torch_sdt.neighbors import Neighbors
-from torch_sdt.ops.background import estimate_background
+from torch_sdt.ops.background import Background, estimate_background
 from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.progress import progress
@@ -47,7 +47,7 @@ _FURTHER = 1 / 3
 _VALIDATED = 4_000
 # Samples on which the rule is chosen, at most.
 _CHOOSE_UP_TO = 50_000
-_FORMAT = 2
+_FORMAT = 3
 
 
 class Table(NamedTuple):
@@ -56,13 +56,13 @@ class Table(NamedTuple):
     Args:
         x (torch.Tensor): Unit features, shape ``[N, D]``.
         neighbors (Neighbors): Their table.
-        background ((float, float)): Location and scale of background cosines.
+        background (Background): Of their cosines; its scale is positive.
         folder (str, optional): Where finished parts of what is found out
             about them are kept. (default: nowhere)
     """
     x: Tensor
     neighbors: Neighbors
-    background: Tuple[float, float]
+    background: Background
     folder: Optional[str] = None
 
 
@@ -141,6 +141,8 @@ class TrainedClustering(BaseEstimator):
     _rule: Type[Any]
     # The attributes that hold networks (or None), in the order of training.
     _networks: Tuple[str, ...] = ()
+    # What is found beside the rule, and saved with it.
+    _figures: Tuple[str, ...] = ('validation_score_', )
     # Arguments of which the networks' weights are independent.
     _no_weights: Tuple[str, ...] = ('device', 'workdir', 'verbose')
 
@@ -299,7 +301,7 @@ class TrainedClustering(BaseEstimator):
             neighbors = neighbors.truncate(min(width, neighbors.k)).to(
                 x.device, torch.float32)
         location, scale = estimate_background(x, self.seed)
-        return Table(x, neighbors, (location, max(scale, 1e-6)))
+        return Table(x, neighbors, Background(location, max(scale, 1e-6)))
 
     def _build_networks(self) -> None:
         # The networks, with weights that the seed determines.
@@ -401,10 +403,14 @@ class TrainedClustering(BaseEstimator):
         if table.x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
         else:
-            cluster = self._partition(self._measure(table),
-                                      self.rule_ if rule is None else rule)
+            measured = self._measure(table)
+            cluster = (self._cluster(measured) if rule is None else
+                       self._partition(measured, rule))
             self.labels_ = cluster.cpu().numpy().astype(np.int64)
         return self.labels_
+
+    def _cluster(self, measured: Any) -> Tensor:
+        return self._partition(measured, self.rule_)
 
     def _to_predict(self, X: ArrayLike, neighbors: Optional[Neighbors]
                     ) -> Table:
@@ -450,7 +456,8 @@ class TrainedClustering(BaseEstimator):
             'k': self.k_,
             'n_features_in': self.n_features_in_,
             'rule': self.rule_._asdict(),
-            'validation_score': self.validation_score_})
+            'figures': {name: getattr(self, name)
+                        for name in self._figures}})
 
     def _tensors(self) -> Dict[str, Tensor]:
         # The weights of all networks.
@@ -488,7 +495,8 @@ class TrainedClustering(BaseEstimator):
             model = cls(**meta['arguments'], device=device)
             model.k_, model.n_features_in_ = meta['k'], meta['n_features_in']
             model.rule_ = cls._rule(**meta['rule'])
-            model.validation_score_ = meta['validation_score']
+            for name in cls._figures:
+                setattr(model, name, float(meta['figures'][name]))
         except (KeyError, TypeError) as e:
             raise ValueError(f"The settings in '{path}' are damaged: {e}"
                              ) from e
