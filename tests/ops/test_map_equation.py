@@ -728,6 +728,12 @@ def test_symmetric_csr_is_the_graph_of_the_table(monkeypatch, with_numba):
         graph_of_none = symmetric_csr(part, torch.zeros(part.index.shape))
         assert graph_of_none.shape == (part.num_nodes, part.num_nodes)
         assert graph_of_none.nnz == 0
+    # A kernel would write where nobody looks.
+    for bad in (60, -1):
+        index = table.index.clone()
+        index[7, 3] = bad
+        with pytest.raises(ValueError, match='Row 7 has a neighbour outside'):
+            symmetric_csr(Neighbors(index, table.similarity), weight)
     if not with_numba:
         return
     # The same communities, to the last label.

@@ -13,7 +13,7 @@ from torch_geometric.utils import coalesce
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 import torch_sdt.typing
-from torch_sdt.neighbors import Neighbors
+from torch_sdt.neighbors import Neighbors, check_ids
 from torch_sdt.typing import require
 
 MarkovTime = Union[float, str, Tuple[float, str]]
@@ -296,6 +296,7 @@ def symmetric_csr(neighbors: Neighbors, weight: Tensor) -> sp.csr_matrix:
     weights keep their precision.
     """
     index, weight = neighbors.index.cpu(), weight.detach().cpu()
+    check_ids(index)
     n = neighbors.num_nodes
     dtype = np.int32 if n < 2**31 else np.int64
     if torch_sdt.typing.WITH_NUMBA:
