@@ -48,7 +48,7 @@ class Scores(NamedTuple):
                 float(self.likelihood.sum()) / num_samples)
 
     def quality(self, num_samples: int) -> float:
-        r"""Both in one figure, see :meth:`quality`."""
+        r"""Both, of the whole partition, in one figure."""
         return quality(*self.mean(num_samples))
 
 
