@@ -55,8 +55,8 @@ _NO_VERDICT = ("'adapt' needs a verdict on pairs, which a model with "
                "attention=None has from predictor='rank' only")
 # No rule of edges: settings that suit the samples at hand.
 _ADAPT = EdgeRule('adapt')
-# How good, of 1, clusters by the rule must look among labelled samples for looks
-# to tell; and what share of that they must have among others.
+# How good, of 1, clusters by the rule must look among labelled samples for
+# looks to tell; and what share of that they must have among others.
 _TELLS, _WORSE = .5, 2 / 3
 
 
