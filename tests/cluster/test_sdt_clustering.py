@@ -787,16 +787,19 @@ def test_adapting_follows_cosines_where_the_verdict_is_silent(monkeypatch):
 
 @pytest.mark.parametrize('likeness,better', [(1., True), (.4, True),
                                              (1., False), (0., True)])
-def test_a_rule_that_fails_is_left_aside(monkeypatch, likeness, better):
+@pytest.mark.parametrize('compared', [50_000, 60])
+def test_a_rule_that_fails_is_left_aside(monkeypatch, likeness, better,
+                                         compared):
     # A rule that makes one cluster of all, and settings that do better or
     # leave every sample alone.
     x, model = world('test')[0], fitted()
+    monkeypatch.setattr('torch_sdt.cluster.sdt_clustering._COMPARED', compared)
     monkeypatch.setattr(model, 'rule_', EdgeRule(
         threshold=0., markov_time=50.))
     monkeypatch.setattr(model, 'likeness_', likeness)
     if not better:
-        monkeypatch.setattr(model, '_adapt', lambda *_: np.arange(len(x)),
-                            raising=False)
+        monkeypatch.setattr(model, '_adapt', lambda table, _: np.arange(
+            len(table.x)), raising=False)
     kept, found = (model.predict(x, adapt=adapt) for adapt in (False, True))
     assert kept.max() == 0 < found.max()
     with warnings.catch_warnings(record=True) as caught:

@@ -58,6 +58,8 @@ _ADAPT = EdgeRule('adapt')
 # How good, of 1, clusters by the rule must look among labelled samples for
 # looks to tell; and what share of that they must have among others.
 _TELLS, _WORSE = .5, 2 / 3
+# Of more samples than these, some are compared.
+_COMPARED = 50_000
 
 
 def _likeness(table: Table, cluster: Tensor, other: Tensor) -> float:
@@ -102,6 +104,16 @@ class SDTClustering(TrainedClustering):
 
     :meth:`predict` runs the same on another set of samples, in memory that
     beside its table grows by a few numbers an entry.
+
+    A rule suits samples like those that it was chosen on. So :meth:`predict`
+    also finds settings without labels, and takes them where the rule fails:
+    with :math:`Q` the label-free quality of a partition (the
+    :math:`S \, \sqrt{P}` of
+    :class:`~torch_sdt.cluster.TopKJaccardClustering`), where
+    :math:`Q_{\text{rule}} / Q_{\text{adapt}}` is less than two thirds of what
+    it was among all labelled samples; and warns. If it was less than one half
+    there, :math:`Q` cannot tell, and the rule stays. Of more than 50,000
+    samples that many are compared, in whole clusters.
 
     With ``tokens='relation'`` the networks see relations between neighbours
     only, never features: a model fitted to embeddings of one kind takes any
@@ -466,8 +478,17 @@ class SDTClustering(TrainedClustering):
         cluster = super()._cluster(measured)
         if self.likeness_ < _TELLS:
             return cluster
-        adapted = self._partition(measured, _ADAPT)
-        likeness = _likeness(measured.table, cluster, adapted)
+        part, own = measured, cluster
+        if cluster.numel() > _COMPARED:
+            # Whole clusters, but for the last, as a set of their own.
+            place = torch.from_numpy(np.random.default_rng(
+                self.seed).permutation(int(cluster.max()) + 1))
+            rows = place[cluster.cpu()].argsort(stable=True)[:_COMPARED]
+            x = measured.table.x
+            part = self._measure(self._table(x[rows.to(x.device)]))
+            own = self._partition(part, self.rule_)
+        adapted = self._partition(part, _ADAPT)
+        likeness = _likeness(part.table, own, adapted)
         if likeness >= _WORSE * self.likeness_:
             return cluster
         warnings.warn(
@@ -475,6 +496,8 @@ class SDTClustering(TrainedClustering):
             f"edge rule has {likeness:.2f} of the label-free quality of "
             f"settings found on them, where it had {self.likeness_:.2f}. They "
             f"are taken instead; adapt=False keeps the rule", stacklevel=4)
+        if part is not measured:
+            adapted = self._partition(measured, _ADAPT)
         return adapted
 
     def _reads_features(self) -> bool:
