@@ -29,6 +29,7 @@ import sys
 import tempfile
 import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 
 import matplotlib
 import numpy as np
@@ -132,10 +133,19 @@ def write_case(path, data, seed, plain):
     np.savez(path, **case)
 
 
-def run(name, path, seed):
-    if not args.isolate:
-        return run_method(name, path, seed, args.budget)
-    return alone(run_method, name, path, seed, args.budget)
+def finished(left, path, seed):
+    r"""Methods, as they come to an end, each with a call that gives its result
+    or raises what it raised.
+    """
+    if not args.isolate:  # Nor in a thread: FINCH takes stdout from all.
+        for name in left:
+            yield name, partial(run_method, name, path, seed, args.budget)
+        return
+    with ThreadPoolExecutor(args.jobs) as pool:
+        running = {pool.submit(alone, run_method, name, path, seed,
+                               args.budget): name for name in left}
+        for done in as_completed(running):
+            yield running[done], done.result
 
 
 def compare():
@@ -145,21 +155,16 @@ def compare():
                 data=title(data), method=name, seed=seed, error='')]
             if len(left) == 0:
                 continue
-            with tempfile.TemporaryDirectory() as folder, \
-                    ThreadPoolExecutor(args.jobs) as pool:
+            with tempfile.TemporaryDirectory() as folder:
                 path = osp.join(folder, 'case.npz')
                 write_case(path, data, seed,
                            any(METHODS[name].plain for name in left))
-                running = {}
-                for name in left:
+                for name, result in finished(left, path, seed):
                     key = dict(data=title(data), method=name, seed=seed)
                     rows.drop(**key)
                     hard.drop(**key)
-                    running[pool.submit(run, name, path, seed)] = key
-                for done in as_completed(running):
-                    key = running[done]
                     try:
-                        row, bins = done.result()
+                        row, bins = result()
                     except Exception as e:  # The others go on.
                         traceback.print_exc()
                         text = ' '.join(f'{type(e).__name__}: {e}'.split())
