@@ -734,6 +734,8 @@ def test_symmetric_csr_is_the_graph_of_the_table(monkeypatch, with_numba):
         index[7, 3] = bad
         with pytest.raises(ValueError, match='Row 7 has a neighbour outside'):
             symmetric_csr(Neighbors(index, table.similarity), weight)
+    with pytest.raises(ValueError, match="must have the table's shape"):
+        symmetric_csr(table, weight[:, :8])
     if not with_numba:
         return
     # The same communities, to the last label.

@@ -14,6 +14,7 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 import torch_sdt.typing
 from torch_sdt.neighbors import Neighbors, check_ids
+from torch_sdt.ops.reverse import check_values
 from torch_sdt.typing import require
 
 MarkovTime = Union[float, str, Tuple[float, str]]
@@ -297,6 +298,7 @@ def symmetric_csr(neighbors: Neighbors, weight: Tensor) -> sp.csr_matrix:
     """
     index, weight = neighbors.index.cpu(), weight.detach().cpu()
     check_ids(index)
+    check_values(index, weight)
     n = neighbors.num_nodes
     dtype = np.int32 if n < 2**31 else np.int64
     if torch_sdt.typing.WITH_NUMBA:
