@@ -813,6 +813,21 @@ def test_a_rule_that_fails_is_left_aside(monkeypatch, likeness, better,
     assert np.array_equal(labels, found if fails else kept)
 
 
+def test_a_rule_is_not_compared_without_numba(monkeypatch):
+    # As on a GPU, where a rule does without.
+    model, asked = fitted(), []
+
+    def partition(measured, rule):
+        asked.append(rule)
+        return torch.zeros(measured.table.x.size(0), dtype=torch.long)
+
+    monkeypatch.setattr(torch_sdt.typing, 'WITH_NUMBA', False)
+    monkeypatch.setattr(model, 'likeness_', 1.)
+    monkeypatch.setattr(model, '_partition', partition, raising=False)
+    assert model.predict(world('test')[0]).max() == 0
+    assert asked == [model.rule_]
+
+
 @pytest.mark.parametrize('kwargs,compared', [
     ({}, True), ({'adapt': False}, False), ({'adapt': True}, False),
     ({'merge': 'verdict'}, False),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import torch_sdt.typing
 from torch_sdt.cluster._arguments import check_known
 from torch_sdt.cluster._selection import judge
 from torch_sdt.cluster.edges import (
@@ -476,7 +477,8 @@ class SDTClustering(TrainedClustering):
 
     def _cluster(self, measured: Measured) -> Tensor:
         cluster = super()._cluster(measured)
-        if self.likeness_ < _TELLS:
+        # On a GPU a rule does without numba, which settings need.
+        if self.likeness_ < _TELLS or not torch_sdt.typing.WITH_NUMBA:
             return cluster
         part, own = measured, cluster
         if cluster.numel() > _COMPARED:
