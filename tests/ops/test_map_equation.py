@@ -401,6 +401,19 @@ def test_communities_beat_trivial_partitions(backend):
         assert out.unique().numel() == int(out.max()) + 1
 
 
+def test_communities_of_a_graph_that_no_cache_holds():
+    # Its nodes come in another order.
+    pytest.importorskip('numba')
+    inside = cliques([600] * 12)
+    assert inside.size(1) > 2**22
+    nodes = torch.arange(7200)
+    chain = torch.stack([nodes[:-1], nodes[1:]])
+    edge_index = torch.cat([inside, chain, chain.flip(0)], dim=1)
+    for seed in range(2):
+        out = map_equation_communities(edge_index, backend='numba', seed=seed)
+        assert torch.equal(out, nodes // 600)
+
+
 def test_communities_of_isolated_nodes(backend):
     # At the end, in the middle, and at the start.
     triangles = torch.cat([cliques([3, 3]), bridge((2, 3))], dim=1)

@@ -1,7 +1,17 @@
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import (
+    Any,
+    Deque,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Tuple,
+)
 
 import torch
 from torch import Tensor
@@ -56,6 +66,16 @@ class Level(NamedTuple):
     def quality(self) -> float:
         r"""Both in one figure: separation times root of likelihood."""
         return quality(self.separation, self.likelihood)
+
+
+class _Ladder(NamedTuple):
+    # Of one threshold: settings, coarse to fine, and partitions in the making,
+    # fine to coarse.
+    settings: List[Tuple[float, float]]
+    found: Future[List[Tensor]]
+
+    def levels(self) -> Iterable[Tuple[Tuple[float, float], Tensor]]:
+        return zip(self.settings, reversed(self.found.result()))
 
 
 class TopKJaccardClustering(NeighborClustering):
@@ -150,14 +170,14 @@ class TopKJaccardClustering(NeighborClustering):
         neighbors = neighbors.to('cpu')
         order = locality_order(neighbors)
         x, table = x.cpu()[order], local_scaling(neighbors.permute(order))
-        settings, partitions = self._partitions(table)
-        scores = [judge(x, table, cluster, self.background_)
-                  for cluster in partitions]
-        self.levels_ = [
-            Level(*setting, len(score.separation), *score.mean(len(order)))
-            for setting, score in zip(settings, scores)
-        ]
-        threshold = torch.tensor([setting[0] for setting in settings])
+        self.levels_, partitions, scores = [], [], []
+        for setting, cluster in self._partitions(table):
+            score = judge(x, table, cluster, self.background_)
+            self.levels_.append(Level(*setting, len(score.separation),
+                                      *score.mean(len(order))))
+            partitions.append(cluster)
+            scores.append(score)
+        threshold = torch.tensor([level.threshold for level in self.levels_])
         # Rows are sorted: who trusts the last neighbour trusts all.
         last = table.similarity[:, -1]
         bases = sorted(range(len(partitions)), reverse=True,
@@ -177,11 +197,10 @@ class TopKJaccardClustering(NeighborClustering):
         return number_by_appearance(cluster[place])
 
     def _partitions(self, table: Neighbors
-                    ) -> Tuple[List[Tuple[float, float]], List[Tensor]]:
+                    ) -> Iterator[Tuple[Tuple[float, float], Tensor]]:
         # Settings (threshold, Markov time) and their partitions, coarse to
         # fine.
-        settings: List[Tuple[float, float]] = []
-        ladders: List[Future[List[Tensor]]] = []
+        ladders: Deque[_Ladder] = deque()
         thresholds = self._thresholds()
         # The map equation runs on one core: as many levels at once as there
         # are cores, and no more, since each holds its graph in memory.
@@ -191,21 +210,24 @@ class TopKJaccardClustering(NeighborClustering):
             for threshold in thresholds:
                 k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
                 jaccard = topk_jaccard(table, k)
-                if len(ladders) >= workers:
-                    ladders[-workers].result()
+                full = len(ladders) == workers
+                if full:
+                    ladders[0].found.result()
                 graph = symmetric_csr(table, jaccard)
                 num_edges = graph.nnz
                 first = threshold == thresholds[0]
                 times = _MARKOV_TIMES if first else (1., )
-                settings += [(threshold, time) for time in reversed(times)]
-                ladders.append(pool.submit(ladder_csr, graph, times,
-                                           self.seed))
+                ladders.append(_Ladder(
+                    [(threshold, time) for time in reversed(times)],
+                    pool.submit(ladder_csr, graph, times, self.seed)))
                 del graph, jaccard
                 bar.update()
+                if full:  # Judged while the new one is made.
+                    yield from ladders.popleft().levels()
                 if num_edges == 0:
                     break
-        return settings, [partition for ladder in ladders
-                          for partition in reversed(ladder.result())]
+            for ladder in ladders:
+                yield from ladder.levels()
 
     def _thresholds(self) -> List[float]:
         # Equal steps, but never more than half of the way to 1: in few

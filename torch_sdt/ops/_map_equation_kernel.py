@@ -8,6 +8,10 @@ once in its node's strength.
 import numba
 import numpy as np
 
+# Entries of a graph that a cache holds, and in how many parts the nodes of a
+# larger one come.
+_CACHE, _PARTS = 2**22, 16
+
 
 @numba.njit(cache=True)
 def _plogp(x):
@@ -118,6 +122,16 @@ def _move_nodes(indptr, indices, flow, node_flow, cluster, order, min_gain):
 
 
 @numba.njit(cache=True)
+def _order(n, num_entries):
+    r"""All nodes in a random order; of a graph that no cache holds a random
+    sixteenth at a time, in the order in which they lie in memory.
+    """
+    if num_entries <= _CACHE:
+        return np.random.permutation(n)
+    return np.argsort(np.random.randint(0, _PARTS, n), kind='mergesort')
+
+
+@numba.njit(cache=True)
 def _renumber(cluster):
     name = np.full(cluster.size, -1, dtype=np.int64)
     count = 0
@@ -178,7 +192,7 @@ def communities_kernel(indptr, indices, flow, node_flow, cluster, seed):
     n = node_flow.size
     for _ in range(20):
         gain = _move_nodes(indptr, indices, flow, node_flow, cluster,
-                           np.random.permutation(n), 1e-12)
+                           _order(n, indices.size), 1e-12)
         # Whole clusters, level by level.
         count = _renumber(cluster)
         level_indptr, level_indices, level_flow = _aggregate(
@@ -187,10 +201,10 @@ def communities_kernel(indptr, indices, flow, node_flow, cluster, seed):
             level_node_flow = np.zeros(count)
             for i in range(n):
                 level_node_flow[cluster[i]] += node_flow[i]
-            level_cluster = np.arange(count)
+            level_cluster = np.arange(count).astype(cluster.dtype)
             level_gain = _move_nodes(
                 level_indptr, level_indices, level_flow, level_node_flow,
-                level_cluster, np.random.permutation(count), 1e-12)
+                level_cluster, _order(count, level_indices.size), 1e-12)
             gain += level_gain
             if level_gain <= 0.:
                 break

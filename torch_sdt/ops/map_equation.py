@@ -513,10 +513,10 @@ def _communities_csr(graph: sp.csr_matrix, markov_time: MarkovTime,
     from torch_sdt.ops._map_equation_kernel import communities_kernel
 
     time, variable = _check_time(markov_time)
-    cluster = np.arange(graph.shape[0])
+    cluster = np.arange(graph.shape[0], dtype=graph.indices.dtype)
     total = graph.data.sum(dtype=np.float64)
     if total == 0:
-        return torch.from_numpy(cluster)
+        return torch.from_numpy(cluster).long()
     flow = np.divide(graph.data, total, dtype=np.float64)
     node_flow = sp.csr_matrix((flow, graph.indices, graph.indptr),
                               graph.shape) @ np.ones(graph.shape[0])
@@ -529,7 +529,7 @@ def _communities_csr(graph: sp.csr_matrix, markov_time: MarkovTime,
                              graph.nnz).numpy()
     communities_kernel(graph.indptr.astype(np.int64), graph.indices, flow,
                        node_flow, cluster, seed)
-    return torch.from_numpy(cluster)
+    return torch.from_numpy(cluster).long()
 
 
 def _merged(graph: sp.csr_matrix, cluster: Tensor) -> sp.csr_matrix:
