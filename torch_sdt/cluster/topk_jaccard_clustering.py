@@ -39,7 +39,8 @@ from torch_sdt.progress import progress
 
 # The first threshold and the step to the next, in spreads of the background.
 _FIRST, _STEP, _LEVELS = 1.5, .5, 10
-_MARKOV_TIMES = (1., 1.5, 2., 3.)
+# Of the loosest; what it takes grows with the size of an identity over K.
+_MARKOV_TIMES = (1., 1.5, 2., 3., 4.5, 7., 10., 15., 23.)
 _LIKELIHOOD = .5
 _MARGIN = .2
 _BASES = 3
@@ -93,8 +94,8 @@ class TopKJaccardClustering(NeighborClustering):
        neighbours.
     3. For each, :meth:`~torch_sdt.ops.topk_jaccard` weighs the edges and the
        map equation clusters them; the loosest is also merged at longer
-       Markov times (:meth:`~torch_sdt.ops.map_equation_ladder`), for
-       identities much larger than :math:`K`.
+       Markov times (:meth:`~torch_sdt.ops.map_equation_ladder`), up to 23,
+       for identities much larger than :math:`K`.
     4. Partitions are compared by :math:`S \, \sqrt{P}`, with the mean
        silhouette :math:`S` and the log-likelihood :math:`P` of a Gaussian
        model of identities. Around each of the three best the others form a
