@@ -39,8 +39,8 @@ def test_beats_tuned_cosine_on_small_identities():
     assert ours > tuned
 
 
-@pytest.mark.parametrize('images,identities', [((1, 6), 300), ((20, 40), 40),
-                                               ((150, 200), 8)])
+@pytest.mark.parametrize('images,identities', [
+    ((1, 6), 300), ((20, 40), 40), ((150, 200), 8), ((500, 700), 5)])
 def test_small_and_large_identities(images, identities):
     x, y = small_world(images, identities)
     labels = TopKJaccardClustering().fit_predict(x)
