@@ -212,8 +212,7 @@ class TopKJaccardClustering(NeighborClustering):
                 k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
                 jaccard = topk_jaccard(table, k)
                 full = len(ladders) == workers
-                if full:
-                    ladders[0].found.result()
+                ready = ladders.popleft().levels() if full else ()
                 graph = symmetric_csr(table, jaccard)
                 num_edges = graph.nnz
                 first = threshold == thresholds[0]
@@ -223,8 +222,7 @@ class TopKJaccardClustering(NeighborClustering):
                     pool.submit(ladder_csr, graph, times, self.seed)))
                 del graph, jaccard
                 bar.update()
-                if full:  # Judged while the new one is made.
-                    yield from ladders.popleft().levels()
+                yield from ready  # Judged while the new one is made.
                 if num_edges == 0:
                     break
             for ladder in ladders:
