@@ -16,9 +16,9 @@ Beside them, in the same process,
 * `limit`: what the multiplications of the search would take at the rate at
   which this machine multiplies two 2048 x 2048 matrices.
 
-With `--exact` the table is also searched exactly, to see what the approximate
-one costs in F. Writes benchmarks/results/scale.csv and, with the fitted
-exponents, scale.png; goes on where it stopped.
+What the approximate search costs in F: cells.py. Writes
+benchmarks/results/scale.csv and, with the fitted exponents, scale.png; goes on
+where it stopped.
 """
 import argparse
 import os.path as osp
@@ -37,6 +37,7 @@ from torch_sdt.io import atomic_path
 from torch_sdt.metrics import bcubed_scores, pairwise_scores
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import locality_order, normalize_features, topk_jaccard
+from torch_sdt.ops.knn import RECALL
 from torch_sdt.ops.map_equation import table_communities
 from torch_sdt.ops.search import CellSearch, ExactSearch
 
@@ -95,7 +96,7 @@ def as_published(table):
     return labels
 
 
-def measure(n, field, exact, k=80):
+def measure(n, field, k=80):
     faces = SyntheticFaces('ms1m', num_images=n)
     few = normalize_features(faces.x[:2000])
     table = Neighbors.search(few, 40)
@@ -113,9 +114,9 @@ def measure(n, field, exact, k=80):
     x, seconds = timed(lambda: normalize_features(faces.x, center=True))
     stage('normalise', seconds)
     # What `Neighbors.search` does, to see the index.
-    search, built = timed(lambda: CellSearch(x, k, .99, 0))
-    flops = sum(search.rows(block).numel() * search._candidates(block).numel()
-                for block in range(len(search))) * 2 * x.size(1)
+    search, built = timed(lambda: CellSearch(x, k, RECALL, 0))
+    # Without what lone samples ask for on top.
+    flops = int(search.size[search.probe.long()].sum()) * 2 * x.size(1)
     found = dict(recall=f'{search.recall:.4f}',
                  recall_all=f'{search.recall_all:.4f}')
     del search
@@ -136,12 +137,6 @@ def measure(n, field, exact, k=80):
     if n <= field:
         labels, seconds = timed(lambda: as_published(table))
         stage("the field's way", seconds, **scores(faces.y, labels))
-    if n <= exact:
-        table, seconds = timed(lambda: Neighbors.search(x, k, 'flat'))
-        stage('exact kNN, whole', seconds)
-        stage('one pass on it', 0, **scores(faces.y, one_pass(table)))
-        labels = model.fit_predict(x, neighbors=table)
-        stage('all settings on it', 0, **scores(faces.y, labels))
     return rows
 
 
@@ -192,7 +187,6 @@ def main():
     parser.add_argument('--n', type=int, nargs='+',
                         default=[20_000, 60_000, 180_000, 584_013])
     parser.add_argument('--field', type=int, default=20_000)
-    parser.add_argument('--exact', type=int, default=60_000)
     parser.add_argument('--out', default=osp.join(RESULTS, 'scale.csv'))
     args = parser.parse_args()
 
@@ -200,7 +194,7 @@ def main():
     for n in args.n:
         if table.has(n=n, stage='exact kNN'):
             continue
-        for row in alone(measure, n, args.field, args.exact):
+        for row in alone(measure, n, args.field):
             table.add(**{column: row.get(column, '') for column in (
                 'n', 'stage', 'seconds', 'peak_mb', 'recall', 'recall_all',
                 'pairwise_f', 'bcubed_f')})

@@ -3,16 +3,19 @@ import os
 import pytest
 import torch
 
+from torch_sdt import neighbors
 from torch_sdt import resume as module
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import normalize_features
 from torch_sdt.ops.knn import KNNBlocks
+from torch_sdt.ops.search import row_blocks
 from torch_sdt.resume import fingerprint
 
 
 @pytest.fixture(autouse=True)
 def small_groups(monkeypatch):
-    monkeypatch.setattr(module, '_GROUP', 4)
+    monkeypatch.setattr(neighbors, '_KEPT', 64)
+    monkeypatch.setattr(row_blocks, 'QUERIES', 16)
 
 
 def unit(seed=0):
@@ -22,7 +25,7 @@ def unit(seed=0):
 
 def search(workdir, x=None, k=6, **kwargs):
     x = unit() if x is None else x
-    return Neighbors.search(x, k, 'cells', workdir=workdir, **kwargs)
+    return Neighbors.search(x, k, 'torch', workdir=workdir, **kwargs)
 
 
 def equal(a, b):

@@ -18,6 +18,9 @@ from torch_sdt.typing import Device, Devices
 # speak of encryption or a compression nobody knows.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
+# Rows in a file of a search that survives a kill: seconds of work.
+_KEPT = 2**18
+
 
 @dataclass(frozen=True)
 class Neighbors:
@@ -126,7 +129,8 @@ class Neighbors:
         parts: Any = blocks
         if workdir is not None:
             name = fingerprint(x, k, index, seed, recall)
-            parts = keep(blocks, os.path.join(workdir, f'neighbors-{name}'))
+            parts = keep(blocks, os.path.join(workdir, f'neighbors-{name}'),
+                         max(1, _KEPT * len(blocks) // n))
         out = cls(x.new_empty(n, k, dtype=torch.long),
                   x.new_empty(n, k, dtype=torch.float))
         with progress(n, 'kNN', verbose) as bar:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from typing import Any, Iterator, Protocol, Tuple
+from typing import Any, Iterator, Optional, Protocol, Tuple
 
 import torch
 from torch import Tensor
@@ -29,27 +29,30 @@ class Blocks(Protocol):
         """
 
 
-def keep(blocks: Blocks, folder: PathLike) -> Iterator[Rows]:
-    r"""Yields the blocks, joined in groups, from files in :obj:`folder` where
-    they are there, and writes them there where not.
+def keep(blocks: Blocks, folder: PathLike, group: Optional[int] = None
+         ) -> Iterator[Rows]:
+    r"""Yields the blocks, joined in groups (of 64 unless told otherwise), from
+    files in :obj:`folder` where they are there, and writes them there where
+    not.
 
     Files are written whole or not at all; a damaged one is made again. The
     folder must belong to this very work (:meth:`fingerprint`).
     """
     os.makedirs(folder, exist_ok=True)
-    for first in range(0, len(blocks), _GROUP):
-        path = os.path.join(folder, f'{first // _GROUP:05}.safetensors')
-        group = range(first, min(first + _GROUP, len(blocks)))
+    step = _GROUP if group is None else group
+    for first in range(0, len(blocks), step):
+        path = os.path.join(folder, f'{first // step:05}.safetensors')
+        stop = min(first + step, len(blocks))
         try:
             tensors, meta = load_tensors(path)
-            if meta['blocks'] != [group.start, group.stop, len(blocks)]:
+            if meta['blocks'] != [first, stop, len(blocks)]:
                 raise ValueError(f"'{path}' holds other blocks")
         except (FileNotFoundError, ValueError, KeyError):
-            parts = zip(*(blocks[block] for block in group))
+            parts = zip(*(blocks[block] for block in range(first, stop)))
             tensors = {str(i): torch.cat(part)
                        for i, part in enumerate(parts)}
             save_tensors(path, tensors, {
-                'blocks': [group.start, group.stop, len(blocks)]})
+                'blocks': [first, stop, len(blocks)]})
         yield tuple(tensors[str(i)] for i in range(len(tensors)))
 
 

@@ -18,6 +18,13 @@ def features(n, d=16, seed=0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
 
 
+def blobs(n, d=48, seed=0):
+    # Ten to an identity, as cells need them.
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n // 10, d, generator=generator).repeat(10, 1)
+    return x + .5 * torch.randn(n, d, generator=generator)
+
+
 def signs(n, d=16, seed=0):
     r"""Features of entries -1 and 1: every cosine is a multiple of 2 / d, and
     exact in any floating point, so that ties are ties.
@@ -101,7 +108,7 @@ def test_knn_of_identical_features(index):
 def test_knn_approximate(index):
     if index != 'cells':
         pytest.importorskip('faiss')
-    x = features(1500)
+    x = blobs(1500)
     out, exact = knn(x, 10, index), knn(x, 10, 'torch')
     check(out, x, 10)
     found = (out.index.unsqueeze(2) == exact.index.unsqueeze(1)).any(dim=2)
@@ -183,11 +190,11 @@ def test_knn_of_features_in_half_precision(index, device, tmp_path):
 
 def test_knn_auto_switches_to_cells(monkeypatch):
     module = import_module('torch_sdt.ops.knn')
-    x = features(2000)
-    exact, expected = knn(x, 5, 'flat'), knn(x, 5, 'cells')
-    assert torch.equal(knn(x, 5).index, exact.index)
+    x = blobs(2000)
+    exact, expected = knn(x, 15, 'flat'), knn(x, 15, 'cells')
+    assert torch.equal(knn(x, 15).index, exact.index)
     monkeypatch.setattr(module, '_EXACT_BELOW', 1000)
-    assert torch.equal(knn(x, 5).index, expected.index)
+    assert torch.equal(knn(x, 15).index, expected.index)
     assert not torch.equal(expected.index, exact.index)
 
 

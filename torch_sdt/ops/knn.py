@@ -27,7 +27,7 @@ _EXACT_BELOW, _EXACT_BELOW_ON_GPU = 150_000, 500_000
 # closer may be equal.
 _TIE = 2e-6
 # The share of trusted neighbours that an approximate search finds.
-RECALL = .99
+RECALL = .995
 
 
 def knn(
@@ -52,7 +52,8 @@ def knn(
         index (str, optional): :obj:`"flat"` searches exactly (with faiss, or
             in torch where faiss is absent or the features are on a GPU that
             it was not built for); :obj:`"cells"` approximately, many times
-            faster (:class:`~torch_sdt.ops.search.CellSearch`); a faiss
+            faster (:class:`~torch_sdt.ops.search.CellSearch`), or exactly
+            where that costs no more; a faiss
             factory string such as :obj:`"IVF1024,Flat"` or :obj:`"HNSW32"`
             approximately, followed by exact cosines of what it found;
             :obj:`"torch"` and :obj:`"torch_cluster"` choose those backends;
@@ -66,7 +67,7 @@ def knn(
         recall (float, optional): Of :obj:`"cells"`, the share of neighbours
             nearer than chance would bring them that is found, within reason
             (:class:`~torch_sdt.ops.search.CellSearch`).
-            (default: :obj:`.99`)
+            (default: :obj:`.995`)
 
     Returns:
         Neighbors: ``index`` (int64) and ``similarity`` (float32), both of
@@ -208,7 +209,8 @@ def _index(x: Tensor, k: int, index: str, seed: int, recall: float,
         most = _EXACT_BELOW_ON_GPU if x.is_cuda else _EXACT_BELOW
         index = 'flat' if x.size(0) <= most else 'cells'
     if index == 'cells':
-        return CellSearch(x, k, recall, seed)
+        cells = CellSearch(x, k, recall, seed)
+        return cells if cells.pays else ExactSearch(x)
     if index == 'torch' or (index == 'flat' and (
             several or not _faiss_serves(x))):
         return ExactSearch(x)

@@ -8,6 +8,7 @@ from torch_sdt.ops.search import (
     CellSearch,
     ExactSearch,
     ShardedSearch,
+    cell_search,
     row_blocks,
 )
 
@@ -20,6 +21,7 @@ def features(n=500, dim=8):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     monkeypatch.setattr(row_blocks, 'QUERIES', 64)
+    monkeypatch.setattr(cell_search, '_BYTES', 2**14)
 
 
 @pytest.mark.parametrize('count', [1, 2, 3])

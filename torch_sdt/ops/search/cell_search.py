@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from math import log, sqrt
+from math import ceil, log, sqrt
 from typing import List, Tuple
 
 import torch
@@ -13,31 +13,38 @@ from torch_sdt.ops.search.halves import in_halves
 # Rows that the cells are learned from, for each cell; passes over them; rows
 # that are searched exactly to see how much is found.
 _TRAIN, _PASSES, _SAMPLE = 64, 8, 1024
-# How many times as many cells the last of the wanted neighbours may cost.
-_MOST_MORE = 16
+# How many times as many cells the last of the wanted neighbours may cost, and
+# those of lone samples do; how many cells at most; and of which share on they
+# save nothing.
+_MORE, _MOST, _TOO_MANY = 16, 256, 1 / 4
 _BYTES = 2**28
 
 
 class CellSearch:
-    r"""Approximate search in an inverted file, a cell at a time.
+    r"""Approximate search in an inverted file, many samples at a time.
 
     Spherical k-means parts the samples into :math:`C \approx 3 \sqrt{N}`
-    cells. All samples of a cell are compared, in one matrix product, with
-    those of the :math:`P` cells whose centroids are nearest to its own: an
-    inverted file asks for :math:`P` cells for each query and multiplies
-    vectors with matrices, which is bound by memory; here, where every sample
-    is a query, the product of two matrices is bound by arithmetic.
+    cells. Each sample is compared with those of the :math:`P` cells whose
+    centroids are nearest to it. An inverted file that answers one query at a
+    time multiplies vectors with matrices, which is bound by memory; here,
+    where every sample is a query, all that ask for a cell are compared with it
+    in one matrix product, which is bound by arithmetic.
 
-    :math:`P` is the smallest that finds the wanted share of the *trusted*
+    Noisy images lie in whichever cell chance leads them to, and are lost
+    where only its surroundings are searched. So the order of cells is each
+    sample's own; and those that find no *trusted* neighbour are compared with
+    16 times as many.
+
+    :math:`P` is the smallest that finds the wanted share of the trusted
     neighbours of 1,024 random samples, which are searched exactly: a
     neighbour is trusted if its cosine is above what chance brings among
     :math:`N`, :math:`m + s \sqrt{2 \ln N}` with median :math:`m` and spread
     :math:`s` of random pairs. Beyond that a table lists whatever is least
-    far, which no index finds and nobody needs. From a million samples on the
-    last percent may be strewn over all cells: a noisy image lies in whichever
-    cell chance leads it to. So :math:`P` is at most 16 times what finds
-    :math:`r^2` in place of the wanted share :math:`r`; what is found then
-    stands in :obj:`recall`.
+    far, which no index finds and nobody needs. The last percent may be strewn
+    over all cells. So :math:`P` is at most 16 times what finds :math:`r^2` in
+    place of the wanted share :math:`r`, and 256; what is found then stands in
+    :obj:`recall`. Where identities are so many and so small that even so a
+    quarter of all cells is wanted, an exact search is as good.
 
     Args:
         x (torch.Tensor): Unit rows, float32 or float16, shape ``[N, D]``.
@@ -48,9 +55,11 @@ class CellSearch:
 
     Attributes:
         num_cells (int): The number of cells :math:`C`.
-        num_probes (int): The number of cells :math:`P` that each is compared
-            with, itself included; more where those hold less than :math:`K`
-            others.
+        num_probes (int): The number of cells :math:`P` that each sample is
+            compared with; at least as many as hold :math:`2 K` others on
+            average.
+        num_lone_probes (int): The same of those without trusted neighbours.
+        pays (bool): Whether it saves anything beside an exact search.
         recall (float): The share of trusted neighbours that is found.
         recall_all (float): The share of all :math:`K`.
     """
@@ -60,88 +69,117 @@ class CellSearch:
         n = x.size(0)
         self.x = x
         self.num_cells = max(1, min(n, round(3 * sqrt(n))))
-        centroids = _spherical_k_means(x, self.num_cells, seed)
-        cell = _nearest(x, centroids)
+        location, scale = estimate_background(x, seed)
+        self.trust = location + scale * sqrt(2 * log(max(n, 2)))
+        self.centroids = _spherical_k_means(x, self.num_cells, seed)
+        self._choose_probes(k, recall, seed)
+        self.probe = _nearest(x, self.centroids, self.num_probes)
+        cell = self.probe[:, 0].long()
         self.member = cell.argsort(stable=True)
-        size = cell.bincount(minlength=self.num_cells)
-        self.bounds = [0, *size.cumsum(0).tolist()]
-        self.near = torch.cat([
-            (part @ centroids.t()).argsort(dim=1, descending=True, stable=True)
-            for part in centroids.split(1024)])
-        # Itself first, also where two centroids are the same.
-        own = self.near == torch.arange(self.num_cells,
-                                        device=x.device).view(-1, 1)
-        self.near = self.near.gather(1, (~own).byte().argsort(
-            dim=1, stable=True))
-        # Cells that together hold less than a row of the table are too few.
-        full = size[self.near].cumsum(dim=1) >= min(k + 1, n)
-        self._least = full.byte().argmax(dim=1) + 1
-        self._choose_probes(cell, k, recall, seed)
-        self._blocks: List[Tuple[int, int, int]] = []
-        share = self.num_probes / self.num_cells
-        step = max(1, round(_BYTES / (4 * n * share)))
-        for c, (start, stop) in enumerate(zip(self.bounds, self.bounds[1:])):
-            self._blocks += [(c, at, min(at + step, stop))
-                             for at in range(start, stop, step)]
+        self.size = cell.bincount(minlength=self.num_cells)
+        self.start = self.size.cumsum(0) - self.size
+        # As many rows in a block as may be compared with all of their
+        # candidates at once: rows that have about as many.
+        total = self.size[self.probe.long()].sum(dim=1)
+        self.order = total.argsort(stable=True)
+        most = (_BYTES // (4 * total[self.order])).clamp(min=1)
+        self.bounds = [n]
+        while self.bounds[0] > 0:
+            last = self.bounds[0]
+            self.bounds.insert(0, max(last - int(most[last - 1]), 0))
 
-    def _choose_probes(self, cell: Tensor, k: int, recall: float, seed: int
-                       ) -> None:
+    def _choose_probes(self, k: int, recall: float, seed: int) -> None:
         x, n = self.x, self.x.size(0)
         generator = torch.Generator().manual_seed(int(seed))
         row = torch.randperm(n, generator=generator)[:_SAMPLE].to(x.device)
         similarity, index = ExactSearch(x).best(row, min(k, n))
-        location, scale = estimate_background(x, seed)
-        trusted = similarity > location + scale * sqrt(2 * log(max(n, 2)))
         # Oneself is found anyway.
         other = index != row.view(-1, 1)
-        trusted &= other
+        trusted = (similarity > self.trust) & other
         if not bool(trusted.any()):
             trusted = other
-        # The place of each neighbour's cell in the list of the sample's.
-        place = self.near[cell[row]].argsort(dim=1).gather(1, cell[index])
-        # What is compared whatever P is.
-        place[place < self._least[cell[row]].view(-1, 1)] = 0
+        # The place of each neighbour's cell in the order of the sample's.
+        seen, place = index.unique(return_inverse=True)
+        cell = _nearest(x[seen], self.centroids, 1)[:, 0].long()[place]
+        order = _nearest(x[row], self.centroids, self.num_cells).long()
+        place = order.argsort(dim=1).gather(1, cell)
         found = place[trusted].bincount(minlength=self.num_cells).cumsum(0)
         total = max(int(found[-1]), 1)  # No others: all of them are found.
-        self.num_probes = _num_probes(found, recall)
-        seen = place < self.num_probes
-        self.recall = float(seen[trusted].sum()) / total
-        self.recall_all = float(seen[other].sum()) / max(int(other.sum()), 1)
+        least = ceil(2 * (k + 1) * self.num_cells / n)
+        wanted = max(_num_probes(found, recall), least)
+        self.num_probes = min(wanted, max(_MOST, least), self.num_cells)
+        self.num_lone_probes = min(_MORE * self.num_probes, self.num_cells)
+        near = place < self.num_probes
+        lone = ~(near & trusted).any(dim=1)
+        near[lone] = place[lone] < self.num_lone_probes
+        self.pays = (wanted + float(lone.double().mean()) *
+                     self.num_lone_probes) < _TOO_MANY * self.num_cells
+        self.recall = float(near[trusted].sum()) / total
+        self.recall_all = float(near[other].sum()) / max(int(other.sum()), 1)
 
     def __len__(self) -> int:
-        return len(self._blocks)
+        return len(self.bounds) - 1
 
     def rows(self, block: int) -> Tensor:
-        r"""The rows of a block: a cell, or a part of one."""
-        cell, start, stop = self._blocks[block]
-        return self.member[start:stop]
+        r"""The rows of a block."""
+        return self.order[self.bounds[block]:self.bounds[block + 1]]
 
     def __call__(self, block: int, k: int) -> Tuple[Tensor, Tensor]:
         r"""Cosines and ids of the :obj:`k` best for the rows of a block;
         id -1 where there are less.
         """
-        candidates = self._candidates(block)
-        most = min(k, candidates.numel())
-        others = self.x[candidates].float().t()
-        similarity, place = in_halves(
-            lambda rows: (self.x[rows].float() @ others).topk(most),
-            self.rows(block))
-        missing = (0, k - most)
+        return in_halves(lambda rows: self._best(rows, k), self.rows(block))
+
+    def _best(self, rows: Tensor, k: int) -> Tuple[Tensor, Tensor]:
+        similarity, index = self._compare(rows, self.probe[rows], k)
+        # Oneself is among them.
+        lone = (similarity > self.trust).sum(dim=1) < min(k, 2)
+        lone = lone.nonzero().view(-1)
+        step = max(rows.numel() // _MORE, 1)
+        for part in lone.split(step) if lone.numel() > 0 else ():
+            probe = _nearest(self.x[rows[part]], self.centroids,
+                             self.num_lone_probes)
+            similarity[part], index[part] = self._compare(rows[part], probe, k)
+        return similarity, index
+
+    def _compare(self, rows: Tensor, probe: Tensor, k: int
+                 ) -> Tuple[Tensor, Tensor]:
+        # The best for some rows in as many cells.
+        probe = probe.long()
+        size = self.size[probe]
+        stop = size.cumsum(dim=1)  # Of each cell's samples, side by side.
+        start = stop - size
+        width = int(stop[:, -1].max())
+        similarity = torch.full((rows.numel(), width), -torch.inf,
+                                device=rows.device)
+        query, column = self.x[rows].float(), torch.arange(
+            int(self.size.max()), device=rows.device)
+        # Who asks for a cell, and where the answer goes.
+        cell, order = probe.flatten().sort(stable=True)
+        who, at = order // probe.size(1), start.flatten()[order]
+        count = cell.bincount(minlength=self.num_cells).tolist()
+        bounds = [*self.start.tolist(), self.member.numel()]
+        for c, (i, j) in enumerate(zip(who.split(count), at.split(count))):
+            member = self.member[bounds[c]:bounds[c + 1]]
+            if i.numel() > 0 and member.numel() > 0:
+                similarity[i.view(-1, 1),
+                           j.view(-1, 1) + column[:member.numel()]] = (
+                    query[i] @ self.x[member].float().t())
+        similarity, place = similarity.topk(min(k, width))
+        which = torch.searchsorted(stop, place, right=True).clamp(
+            max=probe.size(1) - 1)
+        place = place + (self.start[probe] - start).gather(1, which)
+        place[similarity == -torch.inf] = 0
+        index = self.member[place]
+        index[similarity == -torch.inf] = -1
+        missing = (0, k - index.size(1))
         return (torch.nn.functional.pad(similarity, missing),
-                torch.nn.functional.pad(candidates[place], missing, value=-1))
+                torch.nn.functional.pad(index, missing, value=-1))
 
     def __repr__(self) -> str:
         return (f'{self.__class__.__name__}(num_cells={self.num_cells}, '
                 f'num_probes={self.num_probes}, recall={self.recall:.4f}, '
                 f'recall_all={self.recall_all:.4f})')
-
-    def _candidates(self, block: int) -> Tensor:
-        cell = self._blocks[block][0]
-        probes = max(self.num_probes, int(self._least[cell]))
-        near = self.near[cell, :probes].tolist()
-        return torch.cat([
-            self.member[self.bounds[cell]:self.bounds[cell + 1]]
-            for cell in near])
 
 
 def _num_probes(found: Tensor, recall: float) -> int:
@@ -149,7 +187,7 @@ def _num_probes(found: Tensor, recall: float) -> int:
     found = found.double()
     wanted, easier = (int((found < share * found[-1] - 1e-9).sum()) + 1
                       for share in (recall, recall**2))
-    return min(wanted, _MOST_MORE * easier)
+    return min(wanted, _MORE * easier)
 
 
 def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
@@ -159,7 +197,7 @@ def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
     x = x[row[:_TRAIN * num_cells].to(x.device)].float()
     centroids = x[:num_cells].clone()
     for _ in range(_PASSES):
-        cell = _nearest(x, centroids)
+        cell = _nearest(x, centroids, 1)[:, 0].long()
         # In double precision: in which order a GPU adds does not matter.
         mean = torch.zeros_like(centroids, dtype=torch.double)
         for part, rows in zip(x.split(8192), cell.split(8192)):
@@ -171,7 +209,10 @@ def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
     return centroids
 
 
-def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    out: List[Tensor] = [(part.float() @ centroids.t()).argmax(dim=1)
-                         for part in x.split(8192)]
+def _nearest(x: Tensor, centroids: Tensor, num: int) -> Tensor:
+    # The ids of the nearest centroids, int32 [N, num], nearest first.
+    out: List[Tensor] = [
+        (part.float() @ centroids.t()).topk(num)[1].int() if num > 1 else
+        (part.float() @ centroids.t()).argmax(dim=1, keepdim=True).int()
+        for part in x.split(8192)]
     return torch.cat(out)
