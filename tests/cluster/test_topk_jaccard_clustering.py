@@ -67,6 +67,15 @@ def test_what_it_reports():
     assert fitted.background_.scale > 0
 
 
+@pytest.mark.parametrize('identities', [2, 3, 4])
+def test_few_identities(identities):
+    # Where a third of all pairs and more are of one identity.
+    x, y = small_world((100, 150), identities, seed=1)
+    labels = TopKJaccardClustering().fit_predict(x)
+    assert pairwise_scores(y, labels).fscore > .9
+    assert bcubed_scores(y, labels).fscore > .9
+
+
 def test_silhouettes_agree_with_their_definition():
     x, _ = small_world((3, 8), 20)
     neighbors = Neighbors.build(x)

@@ -109,8 +109,10 @@ class TopKJaccardClustering(NeighborClustering):
 
     So small and large, compact and spread identities are cut each at their
     own level. What to know: an identity whose images fall into modes that
-    hardly resemble each other is split into them, and features that share an
-    offset need ``center=True``.
+    hardly resemble each other is split into them; features that share an
+    offset need ``center=True``, but not where most samples are of one
+    identity, which the mean then is; and if all are, they are cut like
+    others.
 
     Args:
         k (int, optional): Neighbours per sample, itself included.
