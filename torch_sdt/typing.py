@@ -1,4 +1,5 @@
-r"""Which optional packages are there, found without importing them.
+r"""Which optional packages are there, found without importing them; types,
+and checks of arguments that all parts share.
 
 The flags are read at call time (``torch_sdt.typing.WITH_FAISS``), so that a
 test can switch one off, and so that importing :mod:`torch_sdt` imports none
@@ -6,7 +7,8 @@ of them: faiss and infomap share a type table that breaks when they are loaded
 in the wrong order.
 """
 from importlib.util import find_spec
-from typing import Sequence, Union
+from numbers import Integral
+from typing import Any, Sequence, Union
 
 import numpy as np
 import torch
@@ -41,3 +43,10 @@ def require(available: bool, what: str, package: str) -> None:
     """
     if not available:
         raise ImportError(f"'{what}' requires '{package}'")
+
+
+def check_seed(seed: Any) -> None:
+    r"""Raises a :class:`ValueError` unless every library takes a seed."""
+    if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
+        raise ValueError(f"'seed' must be an integer in 0..{2**32 - 1} (got "
+                         f"{seed!r})")

@@ -218,3 +218,15 @@ def test_seeds_are_integers_of_any_kind():
 def test_hdbscan_of_too_few_for_a_cluster(n):
     assert HDBSCAN(min_cluster_size=5).fit_predict(
         np.eye(n)).tolist() == list(range(n))
+
+
+@all_estimators
+@pytest.mark.parametrize('center', [False, True])
+def test_one_sample(estimator, center):
+    # It is its own mean, which removed leaves nothing.
+    estimator = clone(estimator).set_params(center=center)
+    for x in (np.ones((1, 4)), torch.ones(1, 4)):
+        try:
+            assert estimator.fit_predict(x).tolist() == [0]
+        except ValueError as e:
+            assert 'mean' not in str(e)

@@ -622,6 +622,10 @@ def test_checkpoints_of_other_data_are_not_used(tmp_path):
     for args in ((x[::-1].copy(), y[::-1]), (x, other), (x + .01, y)):
         with pytest.raises(ValueError, match='differs in data'):
             estimator(workdir=str(tmp_path)).fit(*args)
+    # The networks go on with what is in the table that is given.
+    with pytest.raises(ValueError, match='differs in data'):
+        estimator(workdir=str(tmp_path)).fit(x, y, neighbors=Neighbors.build(
+            x, K))
 
 
 def test_exploding_is_an_error(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 r"""The contract that all trained estimators of the field share."""
 import os
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -177,6 +178,13 @@ def test_few_samples(estimator, n):
     x, _ = world('test')
     labels = fitted(estimator).predict(x[:n])
     assert labels.shape == (n, ) and labels.min() == 0
+
+
+@all_estimators
+def test_one_sample_is_its_own_mean(estimator):
+    model = copy(fitted(estimator))
+    model.center = True
+    assert model.predict(world('test')[0][:1]).tolist() == [0]
 
 
 @all_estimators

@@ -325,3 +325,9 @@ def test_knn_searches_again_only_where_it_must(monkeypatch, index):
     monkeypatch.setattr(module, '_exact_rows', spy)
     knn(features(800), 9, index)
     assert 0 not in asked and sum(asked) < 40
+
+
+@pytest.mark.parametrize('seed', [-1, .5, None])
+def test_knn_seeds(seed):
+    with pytest.raises(ValueError, match="'seed' must be an integer"):
+        knn(features(10), 3, seed=seed)

@@ -791,3 +791,13 @@ def test_communities_of_weights_in_any_precision(dtype, backend):
     weight = torch.ones(edge_index.size(1), dtype=dtype)
     cluster = map_equation_communities(edge_index, weight, 9, backend)
     assert cluster.tolist() == [0] * 4 + [1] * 5
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32, .5, None])
+def test_seeds(seed):
+    edge_index = cliques([3, 3])
+    for backend in BACKENDS:
+        with pytest.raises(ValueError, match="'seed' must be an integer"):
+            map_equation_communities(edge_index, backend=backend, seed=seed)
+    with pytest.raises(ValueError, match="'seed' must be an integer"):
+        map_equation_ladder(edge_index, seed=seed)

@@ -1,7 +1,6 @@
 r"""Checks of arguments that several estimators share."""
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, Sequence
 
 
@@ -19,13 +18,6 @@ def check_between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
         raise ValueError(f"'{name}' must be between {low:g} and {high:g} (got "
                          f"{value})")
-
-
-def check_seed(seed: Any) -> None:
-    r"""Raises a :class:`ValueError` unless every library takes a seed."""
-    if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:
-        raise ValueError(f"'seed' must be an integer in 0..{2**32 - 1} (got "
-                         f"{seed!r})")
 
 
 def check_n_clusters(method: str, n_clusters: Any, num_samples: int) -> int:

@@ -8,12 +8,11 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from torch_sdt.cluster._arguments import check_seed
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.map_equation import check_backend, table_communities
 from torch_sdt.ops.normalize import normalize_features
-from torch_sdt.typing import ArrayLike
+from torch_sdt.typing import ArrayLike, check_seed
 
 Self = TypeVar('Self', bound='NeighborClustering')
 
@@ -100,7 +99,9 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
         else:
             X = validate_data(self, X, ensure_all_finite=False,
                               dtype=[np.float32, np.float64, np.float16])
-        x = normalize_features(X, center=self.center)
+        # A single sample is its own mean.
+        several = X.shape[:1] != (1, )
+        x = normalize_features(X, center=self.center and several)
         if neighbors is not None:
             neighbors = neighbors.validate(x.size(0)).to(
                 neighbors.index.device, torch.float32)

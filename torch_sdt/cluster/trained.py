@@ -21,7 +21,6 @@ from sklearn.base import BaseEstimator
 from torch import Tensor
 from torch.nn import Module
 
-from torch_sdt.cluster._arguments import check_seed
 from torch_sdt.cluster._split import check_labels, split_identities
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.io import load_tensors, save_tensors
@@ -35,7 +34,7 @@ from torch_sdt.resume import fingerprint
 from torch_sdt.training import History, Trainer
 from torch_sdt.training.seeded import seeded
 from torch_sdt.training.trainer import TrainingLoader, Validate
-from torch_sdt.typing import ArrayLike
+from torch_sdt.typing import ArrayLike, check_seed
 
 Self = TypeVar('Self', bound='TrainedClustering')
 
@@ -196,7 +195,8 @@ class TrainedClustering(BaseEstimator):
         self._build_networks()
         self._fingerprint = ''
         if self.workdir is not None:
-            self._fingerprint = self._fingerprint_of(x, labels, train)
+            self._fingerprint = self._fingerprint_of(x, labels, train,
+                                                     neighbors)
         self.history_ = {}
         on_train, on_val = self._table(x[train]), self._table(x[val])
         y_train = torch.from_numpy(labels[train]).to(x.device)
@@ -262,11 +262,13 @@ class TrainedClustering(BaseEstimator):
             device=device, precision=self.precision, workdir=self.workdir,
             name=name, verbose=self.verbose)
 
-    def _fingerprint_of(self, x: Tensor, y: np.ndarray, train: np.ndarray
-                        ) -> str:
+    def _fingerprint_of(self, x: Tensor, y: np.ndarray, train: np.ndarray,
+                        neighbors: Optional[Neighbors]) -> str:
         # Of all that a checkpoint's weights depend on.
+        table = [] if neighbors is None else [*neighbors]
         return fingerprint(self._arguments(*self._no_weights), x,
-                           torch.from_numpy(y), torch.from_numpy(train))
+                           torch.from_numpy(y), torch.from_numpy(train),
+                           *table)
 
     def _arguments(self, *without: str) -> Dict[str, Any]:
         return {name: value
@@ -287,7 +289,9 @@ class TrainedClustering(BaseEstimator):
                              f"{self.epochs})")
 
     def _features(self, X: ArrayLike) -> Tensor:
-        x = normalize_features(X, center=self.center)
+        # A single sample is its own mean.
+        several = getattr(X, 'shape', (0, ))[:1] != (1, )
+        x = normalize_features(X, center=self.center and several)
         return x if self.device is None else x.to(self.device)
 
     def _table(self, x: Tensor, neighbors: Optional[Neighbors] = None,

@@ -18,7 +18,7 @@ from torch_sdt.ops.search import (
     ShardedSearch,
     TorchClusterSearch,
 )
-from torch_sdt.typing import Devices, require
+from torch_sdt.typing import Devices, check_seed, require
 
 # Below these sizes an exact search costs minutes on a CPU, and less than cells
 # on a GPU.
@@ -104,6 +104,7 @@ def knn_blocks(
     :meth:`knn`.
     """
     n = x.size(0)
+    check_seed(seed)
     if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
         raise ValueError(f"'k' must be an integer (got {k!r})")
     if not 1 <= k <= n:

@@ -15,7 +15,7 @@ from torch_geometric.utils.num_nodes import maybe_num_nodes
 import torch_sdt.typing
 from torch_sdt.neighbors import Neighbors, check_ids
 from torch_sdt.ops.reverse import check_values
-from torch_sdt.typing import require
+from torch_sdt.typing import check_seed, require
 
 MarkovTime = Union[float, str, Tuple[float, str]]
 BACKENDS = ('networkit', 'infomap', 'numba', 'torch')
@@ -142,11 +142,12 @@ def map_equation_communities(
         numbered by first appearance.
 
     Raises:
-        ValueError: If the graph is bad (see :meth:`map_equation`) or the
-            backend cannot do what is asked.
+        ValueError: If the graph is bad (see :meth:`map_equation`), the
+            seed is, or the backend cannot do what is asked.
         ImportError: If the backend's package is absent.
     """
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
+    check_seed(seed)
     check_backend(backend, markov_time, directed)
     weight = check_graph(edge_index, edge_weight, num_nodes).detach()
     device = edge_index.device
@@ -264,6 +265,7 @@ def map_equation_ladder(
         ``[N]``, each a coarsening of the one before.
     """
     num_nodes = maybe_num_nodes(edge_index, num_nodes)
+    check_seed(seed)
     for markov_time in markov_times:
         check_backend('numba', markov_time)
         if not isinstance(markov_time, Real):
