@@ -1,4 +1,5 @@
 import os
+import warnings
 import zipfile
 from dataclasses import FrozenInstanceError
 from importlib import import_module
@@ -552,3 +553,17 @@ def test_reranked_wants_a_number_for_each_entry():
     for bad in [neighbors.similarity[:, 1:], neighbors.index]:
         with pytest.raises(ValueError, match=r'floating point of shape \[40'):
             neighbors.reranked(bad)
+
+
+@withCUDA
+def test_table_of_other_features(device):
+    generator = torch.Generator().manual_seed(0)
+    x = normalize_features(torch.randn(300, 6, generator=generator)).to(device)
+    table = Neighbors.search(x, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        for other in (x, x.half(), x.cpu()):
+            table.check_features(other)
+        Neighbors.search(x[:1], 1).check_features(x[:1])
+    with pytest.warns(UserWarning, match='not the cosines of these features'):
+        table.check_features(x.flip(0))

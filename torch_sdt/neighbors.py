@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -190,6 +191,25 @@ class Neighbors:
             _raise_at((cos[:, 1:] > cos[:, :-1]).any(dim=1), start,
                       "is not in descending order of similarity")
         return self
+
+    def check_features(self, x: Tensor) -> None:
+        r"""Warns if the similarities are not the cosines of unit rows
+        :obj:`x`, by more than .2 on average over 64 rows: a table of other
+        features is no error, but hardly ever meant.
+        """
+        n = self.num_nodes
+        row = torch.arange(0, n, max(n // 64, 1))[:64]
+        index = self.index[row.to(self.index.device)].to(x.device)
+        cosine = torch.einsum('qd,qkd->qk', x[row.to(x.device)].float(),
+                              x[index].float())
+        found = self.similarity[row.to(self.similarity.device)].to(cosine)
+        if float((cosine - found).abs().mean()) > .2:
+            warnings.warn(
+                f"The similarities in the table are not the cosines of these "
+                f"features (that of row 0 and its last neighbour is "
+                f"{float(found[0, -1]):.2f}, and {float(cosine[0, -1]):.2f}): "
+                f"is it of others, or of the same with or without their mean "
+                f"('center')?", stacklevel=4)
 
     def to(self, device: Device, dtype: Optional[torch.dtype] = None
            ) -> Neighbors:

@@ -230,3 +230,15 @@ def test_one_sample(estimator, center):
             assert estimator.fit_predict(x).tolist() == [0]
         except ValueError as e:
             assert 'mean' not in str(e)
+
+
+def test_table_of_features_that_were_not_centred():
+    x, _ = blobs()
+    x = x + 20
+    table = Neighbors.build(x, 140)
+    estimator = CosineMapEquation(center=True)
+    with pytest.warns(UserWarning, match=r"without their mean \('center'\)"):
+        estimator.fit(x, neighbors=table)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        estimator.set_params(center=False).fit(x, neighbors=table)

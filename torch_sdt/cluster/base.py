@@ -105,6 +105,7 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
         if neighbors is not None:
             neighbors = neighbors.validate(x.size(0)).to(
                 neighbors.index.device, torch.float32)
+            neighbors.check_features(x)
             width = neighbors.k if self.k is None else self.k
             return x, neighbors.truncate(min(width, neighbors.k))
         if not self._needs_table:

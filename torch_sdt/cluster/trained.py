@@ -182,7 +182,7 @@ class TrainedClustering(BaseEstimator):
         train, val = split_identities(labels, groups, self.val_share,
                                       self.seed)
         if neighbors is not None:
-            neighbors.validate(x.size(0))
+            neighbors.validate(x.size(0)).check_features(x)
         width = self.k
         if width is None:
             width = min(default_k(x.size(0)), train.size)
@@ -424,7 +424,7 @@ class TrainedClustering(BaseEstimator):
         x = self._features(X)
         self.check_dimension(x.size(1))
         if neighbors is not None:
-            neighbors.validate(x.size(0))
+            neighbors.validate(x.size(0)).check_features(x)
         table = self._table(x, neighbors, self.workdir)
         if self.workdir is None:
             return table

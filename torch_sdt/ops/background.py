@@ -60,6 +60,8 @@ def estimate_background(x: Tensor, seed: int = 0) -> Background:
 
 def _lower_heap(value: np.ndarray, apart: float) -> np.ndarray:
     # All of them, unless there are two heaps.
+    if value.max() - value.min() < 1e-3:
+        return value
     count, edge = np.histogram(value, 512)
     share, centre = count / count.sum(), (edge[1:] + edge[:-1]) / 2
     # Share, mean and variance of what is below each edge, and above.
