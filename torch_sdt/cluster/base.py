@@ -52,7 +52,8 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
             y: Ignored.
             neighbors (Neighbors, optional): A ready table for :obj:`X`,
                 which spares the search; of a wider one than :obj:`k` the
-                first neighbours are taken. (default: :obj:`None`)
+                first neighbours are taken, a narrower one is taken as it is.
+                (default: :obj:`None`)
 
         Returns:
             The estimator itself, with ``labels_`` (int64 numpy, shape

@@ -451,8 +451,8 @@ class SDTClustering(TrainedClustering):
             X (numpy.ndarray or torch.Tensor): Features, shape ``[N, D]``; of
                 any dimension if the networks see no features.
             neighbors (Neighbors, optional): A ready table for :obj:`X`; of a
-                wider one the first neighbours are taken.
-                (default: :obj:`None`)
+                wider one the first neighbours are taken, a narrower one is
+                taken as it is. (default: :obj:`None`)
             adapt (bool, optional): For features of another kind than those
                 that :meth:`fit` saw. If :obj:`True`, an edge rule is left
                 aside: cosines are raised by the verdict :math:`v_{ij}` of

@@ -386,8 +386,8 @@ class TrainedClustering(BaseEstimator):
         Args:
             X (numpy.ndarray or torch.Tensor): Features, shape ``[N, D]``.
             neighbors (Neighbors, optional): A ready table for :obj:`X`; of a
-                wider one the first neighbours are taken.
-                (default: :obj:`None`)
+                wider one the first neighbours are taken, a narrower one is
+                taken as it is. (default: :obj:`None`)
 
         Returns:
             numpy.ndarray: The cluster of each sample, int64, shape ``[N]``,
