@@ -17,7 +17,8 @@ _TRAIN, _PASSES, _SAMPLE = 64, 8, 1024
 # those of lone samples do; how many cells at most; and of which share on they
 # save nothing.
 _MORE, _MOST, _TOO_MANY = 16, 256, 1 / 4
-_BYTES = 2**28
+# Of the cosines of a block; on a GPU the fewer kernels, the better.
+_BYTES, _BYTES_ON_GPU = 2**28, 2**32
 
 
 class CellSearch:
@@ -82,7 +83,8 @@ class CellSearch:
         # candidates at once: rows that have about as many.
         total = self.size[self.probe.long()].sum(dim=1)
         self.order = total.argsort(stable=True)
-        most = (_BYTES // (4 * total[self.order])).clamp(min=1)
+        space = _BYTES_ON_GPU if x.is_cuda else _BYTES
+        most = (space // (4 * total[self.order])).clamp(min=1)
         self.bounds = [n]
         while self.bounds[0] > 0:
             last = self.bounds[0]
