@@ -151,7 +151,10 @@ def test_normalize_features_equal_to_the_mean():
     with pytest.raises(ValueError, match='Row 2 .* center=False'):
         normalize_features(x, center=True)
     with pytest.raises(ValueError, match='Row 0 .* center=False'):
-        normalize_features(features(1), center=True)
+        normalize_features(features(1).expand(2, -1), center=True)
+    # A single sample is the mean, which is left to it.
+    assert torch.equal(normalize_features(features(1), center=True),
+                       normalize_features(features(1)))
 
 
 def test_normalize_features_errors():

@@ -100,9 +100,7 @@ class NeighborClustering(ClusterMixin, BaseEstimator):
         else:
             X = validate_data(self, X, ensure_all_finite=False,
                               dtype=[np.float32, np.float64, np.float16])
-        # A single sample is its own mean.
-        several = X.shape[:1] != (1, )
-        x = normalize_features(X, center=self.center and several)
+        x = normalize_features(X, center=self.center)
         if neighbors is not None:
             neighbors = neighbors.validate(x.size(0)).to(
                 neighbors.index.device, torch.float32)

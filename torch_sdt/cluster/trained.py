@@ -289,9 +289,7 @@ class TrainedClustering(BaseEstimator):
                              f"{self.epochs})")
 
     def _features(self, X: ArrayLike) -> Tensor:
-        # A single sample is its own mean.
-        several = getattr(X, 'shape', (0, ))[:1] != (1, )
-        x = normalize_features(X, center=self.center and several)
+        x = normalize_features(X, center=self.center)
         return x if self.device is None else x.to(self.device)
 
     def _table(self, x: Tensor, neighbors: Optional[Neighbors] = None,

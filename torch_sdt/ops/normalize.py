@@ -24,8 +24,8 @@ def normalize_features(
             integer, shape ``[N, D]``; memory-mapped and non-contiguous
             arrays work. It is not changed.
         center (bool, optional): If :obj:`True`, the mean feature is removed
-            first: embeddings that share an offset need it.
-            (default: :obj:`False`)
+            first, unless there is a single sample, whose mean is itself:
+            embeddings that share an offset need it. (default: :obj:`False`)
         dtype (torch.dtype, optional): What the rows are kept in, float32, or
             float16 at half the memory, which :meth:`~torch_sdt.ops.knn_blocks`
             and :meth:`torch_sdt.neighbors.Neighbors.search` take as well;
@@ -63,7 +63,7 @@ def normalize_features(
     if x.shape[0] == 0 or x.shape[1] == 0:
         raise ValueError(f"Features are empty (shape {list(x.shape)})")
 
-    mean = _mean(x) if center else None
+    mean = _mean(x) if center and x.shape[0] > 1 else None
     device = x.device if isinstance(x, Tensor) else torch.device('cpu')
     if path is None:
         out = torch.empty(tuple(x.shape), dtype=dtype, device=device)
