@@ -717,10 +717,12 @@ def test_a_defect_is_not_called_bad_input(monkeypatch):
 def test_json_stays_alone_on_a_terminal():
     # The bar and what the index says of itself go to the terminal.
     pty = pytest.importorskip('pty')
+    np.save('faces.npy', SyntheticFaces('ms1m', num_images=3000, dim=64).x)
     ours, theirs = pty.openpty()
     out = subprocess.run(
-        [sys.executable, '-m', 'torch_sdt.cli', 'knn', 'x.npy', '--out',
+        [sys.executable, '-m', 'torch_sdt.cli', 'knn', 'faces.npy', '--out',
          't.npz', '--k', '5', '--index', 'cells', '--json'],
         stdout=subprocess.PIPE, stderr=theirs, check=True).stdout
+    os.close(theirs)  # Where nothing is said, reading ends.
     assert b'CellSearch' in os.read(ours, 4096)
     assert json.loads(out)['k'] == 5
