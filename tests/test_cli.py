@@ -11,7 +11,12 @@ import torch
 import torch_sdt.typing
 from torch_sdt.cli import main
 from torch_sdt.cluster import SDTClustering
-from torch_sdt.datasets import files, read_labels, write_labels
+from torch_sdt.datasets import (
+    SyntheticFaces,
+    files,
+    read_labels,
+    write_labels,
+)
 from torch_sdt.io import load_tensors, save_tensors
 from torch_sdt.metrics import clustering_scores
 from torch_sdt.neighbors import Neighbors
