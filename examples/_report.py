@@ -4,6 +4,7 @@
 import csv
 import os
 import os.path as osp
+import warnings
 
 import matplotlib
 import numpy as np
@@ -112,9 +113,12 @@ def cosine_grid(neighbors, thresholds):
 
 
 def cosine_labels(neighbors, threshold):
-    # The features play no part once there is a table.
+    # The features play no part once there is a table, which is not theirs.
     x = np.ones((neighbors.num_nodes, 1), dtype=np.float32)
-    return CosineMapEquation(threshold).fit_predict(x, neighbors=neighbors)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        return CosineMapEquation(threshold).fit_predict(
+            x, neighbors=neighbors)
 
 
 # Table #######################################################################
