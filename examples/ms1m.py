@@ -217,16 +217,17 @@ with stages('CosineMapEquation, tuned'):
     found['CosineMapEquation, tuned'] = CosineMapEquation(
         threshold, seed=args.seed).fit_predict(x, neighbors=table)
 # Published settings are for cosines as they are, without centring.
-published = table
+raw, published = x, table
 if args.center:
     with stages('kNN, not centred'):
-        published = to_table(knn_graph(normalize_features(test.x)))
+        raw = normalize_features(test.x)
+        published = to_table(knn_graph(raw))
 with stages('FCES, published'):
     found['FCES, published'] = FCES(seed=args.seed).fit_predict(
-        x, neighbors=published)
+        raw, neighbors=published)
 with stages('CosineMapEquation, published'):
     found['CosineMapEquation, published'] = CosineMapEquation(
-        PUBLISHED, seed=args.seed).fit_predict(x, neighbors=published)
+        PUBLISHED, seed=args.seed).fit_predict(raw, neighbors=published)
 
 title = args.name if args.root else 'MS1M twin'
 report(args.out, f'{title}, {test.num_nodes:,} images', stages, found, test.y,
