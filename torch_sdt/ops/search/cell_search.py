@@ -160,9 +160,8 @@ class CellSearch:
         cell, order = probe.flatten().sort(stable=True)
         who, at = order // probe.size(1), start.flatten()[order]
         count = cell.bincount(minlength=self.num_cells).tolist()
-        bounds = [*self.start.tolist(), self.member.numel()]
-        for c, (i, j) in enumerate(zip(who.split(count), at.split(count))):
-            member = self.member[bounds[c]:bounds[c + 1]]
+        for member, i, j in zip(self.member.split(self.size.tolist()),
+                                who.split(count), at.split(count)):
             if i.numel() > 0 and member.numel() > 0:
                 similarity[i.view(-1, 1),
                            j.view(-1, 1) + column[:member.numel()]] = (
