@@ -42,6 +42,8 @@ class Method(NamedTuple):
     more: bool = False
 
 
+# What the processes of all methods need, and takes seconds to import.
+_IMPORTED = ['torch_sdt.cluster', 'lightning_fabric', 'matplotlib.pyplot']
 COSINE = [round(.15 + .05 * i, 2) for i in range(15)]
 METHODS = {
     # Untrained; what they have to choose is chosen on training identities.
@@ -155,21 +157,21 @@ def run_method(name, path, seed, epochs):
 
 def alone(function, *args):
     r"""Calls a function in a process of its own, which ends with this one:
-    hours of work that nobody waits for would take the machine.
+    hours of work that nobody waits for would take the machine. What all of
+    them import is imported once.
     """
-    with ProcessPoolExecutor(
-            1, multiprocessing.get_context('spawn'), _follow,
-            (os.getpid(), )) as executor:
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(_IMPORTED)
+    with ProcessPoolExecutor(1, context, _follow) as executor:
         return executor.submit(function, *args).result()
 
 
-def _follow(parent):
-    def watch():
-        while os.getppid() == parent:
-            time.sleep(1)
+def _follow():
+    def wait():
+        multiprocessing.parent_process().join()
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def build(method, seed, **more):

@@ -142,8 +142,9 @@ def finished(left, path, seed):
             yield name, partial(run_method, name, path, seed, args.budget)
         return
     with ThreadPoolExecutor(args.jobs) as pool:
+        # What takes longest is last in the table, and begins first.
         running = {pool.submit(alone, run_method, name, path, seed,
-                               args.budget): name for name in left}
+                               args.budget): name for name in left[::-1]}
         for done in as_completed(running):
             yield running[done], done.result
 
