@@ -11,6 +11,8 @@ import numpy as np
 # Entries of a graph that a cache holds, and in how many parts the nodes of a
 # larger one come.
 _CACHE, _PARTS = 2**22, 16
+# Bits a step of the walk, of a code of ten and more.
+_NOTHING = 1e-7
 
 
 @numba.njit(cache=True)
@@ -19,7 +21,8 @@ def _plogp(x):
 
 
 @numba.njit(cache=True)
-def _move_nodes(indptr, indices, flow, node_flow, cluster, order, min_gain):
+def _move_nodes(indptr, indices, weight, scale, node_flow, cluster, order,
+                min_gain):
     r"""Moves single nodes to neighbouring clusters while that shortens the
     code; changes :obj:`cluster` in place and returns the gain in bits.
     """
@@ -33,7 +36,7 @@ def _move_nodes(indptr, indices, flow, node_flow, cluster, order, min_gain):
         size[m] += 1
         for e in range(indptr[i], indptr[i + 1]):
             if cluster[indices[e]] != m:
-                leave[m] += flow[e]
+                leave[m] += scale * weight[e]
     total_leave = leave.sum()
     empty = np.empty(n, dtype=np.int64)  # free cluster names, as a stack
     num_empty = 0
@@ -59,12 +62,13 @@ def _move_nodes(indptr, indices, flow, node_flow, cluster, order, min_gain):
                 j = indices[e]
                 if j == i:
                     continue
-                out += flow[e]
+                flow = scale * weight[e]
+                out += flow
                 m = cluster[j]
                 if to[m] == 0.:
                     seen[num_seen] = m
                     num_seen += 1
-                to[m] += flow[e]
+                to[m] += flow
             # The old cluster without i.
             old_leave = leave[old] - out + 2. * to[old]
             if size[old] == 1:
@@ -144,7 +148,7 @@ def _renumber(cluster):
 
 
 @numba.njit(cache=True)
-def _aggregate(indptr, indices, flow, cluster, num_clusters):
+def _aggregate(indptr, indices, weight, scale, cluster, num_clusters):
     r"""The graph whose nodes are the clusters, flow inside as self-loops."""
     n = cluster.size
     start = np.zeros(num_clusters + 1, dtype=np.int64)
@@ -173,37 +177,49 @@ def _aggregate(indptr, indices, flow, cluster, num_clusters):
                     new_indices[count] = c
                     new_flow[count] = 0.
                     count += 1
-                new_flow[position[c]] += flow[e]
+                new_flow[position[c]] += scale * weight[e]
         new_indptr[m + 1] = count
     return new_indptr, new_indices[:count].copy(), new_flow[:count].copy()
 
 
 @numba.njit(cache=True, nogil=True)
-def communities_kernel(indptr, indices, flow, node_flow, cluster, seed):
+def strength_kernel(indptr, weight):
+    r"""The sum of each row, in double precision."""
+    strength = np.zeros(indptr.size - 1)
+    for i in range(strength.size):
+        for e in range(indptr[i], indptr[i + 1]):
+            strength[i] += weight[e]
+    return strength
+
+
+@numba.njit(cache=True, nogil=True)
+def communities_kernel(indptr, indices, weight, scale, node_flow, cluster,
+                       seed):
     r"""Clusters a graph by the flows of its edges, times their Markov time,
     and those of its nodes, which sum to one; :obj:`cluster` is the partition
-    to start from and is changed in place.
+    to start from and is changed in place. The flow of an edge is its weight
+    times :obj:`scale`: weights of single precision need no copy.
 
     Rounds of moving nodes and then whole clusters (Louvain), and again from
-    the nodes, until a round gains nothing: what clusters were merged into
-    can still lose single nodes.
+    the nodes, until a round gains next to nothing: what clusters were merged
+    into can still lose single nodes.
     """
     np.random.seed(seed)
     n = node_flow.size
     for _ in range(20):
-        gain = _move_nodes(indptr, indices, flow, node_flow, cluster,
+        gain = _move_nodes(indptr, indices, weight, scale, node_flow, cluster,
                            _order(n, indices.size), 1e-12)
         # Whole clusters, level by level.
         count = _renumber(cluster)
         level_indptr, level_indices, level_flow = _aggregate(
-            indptr, indices, flow, cluster, count)
+            indptr, indices, weight, scale, cluster, count)
         while True:
             level_node_flow = np.zeros(count)
             for i in range(n):
                 level_node_flow[cluster[i]] += node_flow[i]
             level_cluster = np.arange(count).astype(cluster.dtype)
             level_gain = _move_nodes(
-                level_indptr, level_indices, level_flow, level_node_flow,
+                level_indptr, level_indices, level_flow, 1., level_node_flow,
                 level_cluster, _order(count, level_indices.size), 1e-12)
             gain += level_gain
             if level_gain <= 0.:
@@ -212,9 +228,9 @@ def communities_kernel(indptr, indices, flow, node_flow, cluster, seed):
             for i in range(n):
                 cluster[i] = level_cluster[cluster[i]]
             level_indptr, level_indices, level_flow = _aggregate(
-                level_indptr, level_indices, level_flow, level_cluster,
+                level_indptr, level_indices, level_flow, 1., level_cluster,
                 new_count)
             count = new_count
-        if gain < 1e-9:
+        if gain < _NOTHING:
             break
     return cluster

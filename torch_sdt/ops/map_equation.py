@@ -512,25 +512,27 @@ def _torch(edge_index: Tensor, weight: Tensor, num_nodes: int,
 
 def _communities_csr(graph: sp.csr_matrix, markov_time: MarkovTime,
                      seed: int) -> Tensor:
-    from torch_sdt.ops._map_equation_kernel import communities_kernel
+    from torch_sdt.ops._map_equation_kernel import (
+        communities_kernel,
+        strength_kernel,
+    )
 
     time, variable = _check_time(markov_time)
     cluster = np.arange(graph.shape[0], dtype=graph.indices.dtype)
-    total = graph.data.sum(dtype=np.float64)
+    indptr, weight = graph.indptr.astype(np.int64), graph.data
+    strength = strength_kernel(indptr, weight)
+    total = strength.sum()
     if total == 0:
         return torch.from_numpy(cluster).long()
-    flow = np.divide(graph.data, total, dtype=np.float64)
-    node_flow = sp.csr_matrix((flow, graph.indices, graph.indptr),
-                              graph.shape) @ np.ones(graph.shape[0])
-    flow *= time
+    node_flow = strength / total
     if variable:
-        row = np.arange(graph.shape[0]).repeat(np.diff(graph.indptr))
-        flow *= _local_times(torch.from_numpy(node_flow),
-                             torch.from_numpy(row),
-                             torch.from_numpy(graph.indices),
-                             graph.nnz).numpy()
-    communities_kernel(graph.indptr.astype(np.int64), graph.indices, flow,
-                       node_flow, cluster, seed)
+        row = np.arange(graph.shape[0]).repeat(np.diff(indptr))
+        weight = weight * _local_times(torch.from_numpy(node_flow),
+                                       torch.from_numpy(row),
+                                       torch.from_numpy(graph.indices),
+                                       graph.nnz).numpy()
+    communities_kernel(indptr, graph.indices, weight, time / total, node_flow,
+                       cluster, seed)
     return torch.from_numpy(cluster).long()
 
 
