@@ -231,8 +231,11 @@ def _rivals(partition: Partition) -> Tensor:
     width = min(_RIVALS, size.numel() - 1)
     rival = torch.arange(size.numel()).view(-1, 1).repeat(1, width)
     large = (size >= _SMALL).nonzero().view(-1)
-    for part in large.split(max(2**24 // size.numel(), 1)):
-        product = mean[part] @ mean.t()
+    rows = max(2**24 // size.numel(), 1)
+    # One piece of memory for all: new ones are fetched page by page.
+    room, mean_t = mean.new_empty(rows, size.numel()), mean.t().contiguous()
+    for part in large.split(rows):
+        product = torch.mm(mean[part], mean_t, out=room[:part.numel()])
         product[torch.arange(part.numel()), part] = -torch.inf
         rival[part] = product.topk(width, dim=1)[1]
     return rival

@@ -9,7 +9,7 @@ import numpy as np
 import torch_sdt.ops._numba_threads  # noqa: F401
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, nogil=True, fastmath=True, cache=True)
 def silhouette_kernel(x, index, cluster, total, size, rival, location):
     r"""See :meth:`torch_sdt.cluster._selection.silhouettes`.
 

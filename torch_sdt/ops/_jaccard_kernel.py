@@ -10,7 +10,7 @@ import torch_sdt.ops._numba_threads  # noqa: F401
 _BLOCK = 256
 
 
-@numba.njit(parallel=True, cache=True)
+@numba.njit(parallel=True, nogil=True, cache=True)
 def row_key(rowptr, col, length):
     r"""The smallest id in each row, :math:`N` for an empty row.
 
@@ -25,7 +25,7 @@ def row_key(rowptr, col, length):
     return key
 
 
-@numba.njit(parallel=True, fastmath=True, cache=True)
+@numba.njit(parallel=True, nogil=True, fastmath=True, cache=True)
 def jaccard_kernel(rowptr, col, length, p, out, order, threads):
     r"""Fills :obj:`out`, row by row in the order :obj:`order`; :obj:`p`
     becomes :math:`\hat p` in place. Returns whether it could: sums beyond

@@ -211,9 +211,10 @@ def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
 
 
 def _nearest(x: Tensor, centroids: Tensor, num: int) -> Tensor:
-    # The ids of the nearest centroids, int32 [N, num], nearest first.
+    # The ids of the nearest centroids, int32 [N, num], nearest first. In parts
+    # that are small enough to be computed in the same memory one by one.
     out: List[Tensor] = [
         (part.float() @ centroids.t()).topk(num)[1].int() if num > 1 else
         (part.float() @ centroids.t()).argmax(dim=1, keepdim=True).int()
-        for part in x.split(8192)]
+        for part in x.split(2048)]
     return torch.cat(out)
