@@ -4,15 +4,14 @@
 import csv
 import os
 import os.path as osp
-import warnings
 
 import matplotlib
 import numpy as np
 
-from torch_sdt.cluster import CosineMapEquation
 from torch_sdt.datasets import FeatureFiles, SyntheticFaces, write_labels
 from torch_sdt.io import atomic_path
 from torch_sdt.metrics import clustering_scores
+from torch_sdt.ops import map_equation_communities
 from torch_sdt.progress import peak_memory
 
 matplotlib.use('Agg')
@@ -113,12 +112,11 @@ def cosine_grid(neighbors, thresholds):
 
 
 def cosine_labels(neighbors, threshold):
-    # The features play no part once there is a table, which is not theirs.
-    x = np.ones((neighbors.num_nodes, 1), dtype=np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        return CosineMapEquation(threshold).fit_predict(
-            x, neighbors=neighbors)
+    # What `CosineMapEquation` makes of a table.
+    cosine = neighbors.similarity
+    return map_equation_communities(
+        *neighbors.to_edge_index(cosine.clamp(min=0), cosine >= threshold),
+        neighbors.num_nodes).cpu().numpy()
 
 
 # Table #######################################################################
