@@ -2,10 +2,11 @@ import subprocess
 import sys
 from importlib.util import find_spec
 
+import numpy as np
 import pytest
 
 import torch_sdt.typing
-from torch_sdt.typing import require
+from torch_sdt.typing import check_count, require
 
 PACKAGES = ['faiss', 'infomap', 'networkit', 'numba', 'torch_cluster',
             'matplotlib', 'finch', 'triton']
@@ -27,6 +28,16 @@ def test_require():
     with pytest.raises(ImportError) as info:
         require(False, 'knn', 'faiss-cpu')
     assert str(info.value) == "'knn' requires 'faiss-cpu'"
+
+
+def test_check_count():
+    check_count('epochs', 3)
+    check_count('size', np.int64(2), least=2)
+    for value in (1.5, '3', None, float('nan')):
+        with pytest.raises(ValueError, match="'epochs' must be an integer"):
+            check_count('epochs', value)
+    with pytest.raises(ValueError, match="'size' must be at least 2 .got 1"):
+        check_count('size', 1, least=2)
 
 
 IMPORTS = '''

@@ -45,6 +45,16 @@ def require(available: bool, what: str, package: str) -> None:
         raise ImportError(f"'{what}' requires '{package}'")
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    r"""Raises a :class:`ValueError` unless a value is an integer, and not
+    below the least that makes sense.
+    """
+    if not isinstance(value, Integral):
+        raise ValueError(f"'{name}' must be an integer (got {value!r})")
+    if int(value) < least:
+        raise ValueError(f"'{name}' must be at least {least} (got {value})")
+
+
 def check_seed(seed: Any) -> None:
     r"""Raises a :class:`ValueError` unless every library takes a seed."""
     if not isinstance(seed, Integral) or not 0 <= int(seed) < 2**32:

@@ -75,6 +75,9 @@ def test_hac_never_joins_components(method):
         HAC(n_clusters=2, distance_threshold=.1).fit(x)
     with pytest.raises(ValueError, match="'linkage'"):
         HAC('ward').fit(x)
+    for bad in (-1, float('nan')):
+        with pytest.raises(ValueError, match="'distance_threshold'"):
+            HAC(distance_threshold=bad).fit(x)
 
 
 @pytest.mark.parametrize('eps', [.02, .1, .2])
@@ -85,7 +88,7 @@ def test_dbscan_on_all_pairs(eps, min_samples):
                       metric='cosine').fit_predict(x)
     labels = KNNDBSCAN(eps, min_samples, k=len(x)).fit_predict(x)
     assert same(labels, alone(expected))
-    for bad in (dict(eps=0), dict(min_samples=0)):
+    for bad in (dict(eps=0), dict(min_samples=0), dict(min_samples=97)):
         with pytest.raises(ValueError, match=next(iter(bad))):
             KNNDBSCAN(**bad).fit(x)
 
@@ -145,6 +148,8 @@ def test_kmeans():
     for n_clusters in (0, 97):
         with pytest.raises(ValueError, match="'n_clusters' must be between"):
             KMeans(n_clusters).fit(x)
+    with pytest.raises(ValueError, match="'n_clusters' must be an integer"):
+        KMeans(3.7).fit(x)
 
 
 def test_chinese_whispers():

@@ -143,6 +143,7 @@ def test_save_and_load(estimator, tmp_path):
     model.save(path)
     other = type(model).load(path)
     assert equal(model, other) and other.rule_ == model.rule_
+    assert other.get_params() == model.get_params()
     assert np.array_equal(other.predict(x), model.predict(x))
     tensors, meta = load_tensors(path)
     save_tensors(path, tensors, {**meta, 'class': 'Other'})
@@ -208,7 +209,7 @@ def test_bad_input(estimator):
         raw.fit(bad, y)
     with pytest.raises(NotFittedError):
         raw.predict(x)
-    for name, value in (('k', 1), ('epochs', 0), ('lr', 0.),
+    for name, value in (('k', 1), ('epochs', 0), ('epochs', 1.5), ('lr', 0.),
                         ('batch_size', 0), ('val_share', 1.)):
         with pytest.raises(ValueError, match=f"'{name}'"):
             clone(estimator).set_params(**{name: value}).fit(x, y)
@@ -384,6 +385,12 @@ def test_seeds_are_integers_of_any_kind():
     for seed in [-1, 2**32, 1.5, None]:
         with pytest.raises(ValueError, match="'seed' must be an integer"):
             clone(ESTIMATORS[0]).set_params(seed=seed).fit(x, y)
+
+
+def test_lists():
+    model, (x, y) = fitted(GCNVE(**SMALL)), world()
+    assert np.array_equal(model.predict(x.tolist()), model.predict(x))
+    assert equal(clone(model).fit(x.tolist(), y.tolist()), model)
 
 
 def test_one_held_out_sample():

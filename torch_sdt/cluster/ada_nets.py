@@ -17,6 +17,7 @@ from torch_sdt.nn.models import AdaptiveFilter, HingeGCN
 from torch_sdt.ops.components import connected_components
 from torch_sdt.ops.structure_space import structure_space
 from torch_sdt.training import infer
+from torch_sdt.typing import check_count
 
 # Widths of the adaptive filter's LSTM and of the GCN.
 SIZES = {'small': (64, 128), 'base': (256, 512)}
@@ -144,9 +145,7 @@ class AdaNETS(TrainedClustering):
         check_between('weight', self.weight, 0, 1)
         if not 0 < self.beta < np.inf:
             raise ValueError(f"'beta' must be positive (got {self.beta})")
-        if self.link_k < 2:
-            raise ValueError(f"'link_k' must be at least 2 (got "
-                             f"{self.link_k})")
+        check_count('link_k', self.link_k, 2)
         if self.tau is not None:
             check_between('tau', self.tau, -1, 1)
         check_known('size', self.size, tuple(SIZES))

@@ -12,7 +12,7 @@ from torch_sdt.cluster._arguments import check_between
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.map_equation import number_by_appearance
-from torch_sdt.typing import require
+from torch_sdt.typing import check_count, require
 
 
 class ChineseWhispers(NeighborClustering):
@@ -70,9 +70,7 @@ class ChineseWhispers(NeighborClustering):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         check_between('threshold', self.threshold, -1, 1)
-        if self.sweeps < 1:
-            raise ValueError(f"'sweeps' must be at least 1 (got "
-                             f"{self.sweeps})")
+        check_count('sweeps', self.sweeps)
 
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
         require(torch_sdt.typing.WITH_NUMBA, 'ChineseWhispers', 'numba')

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from math import inf
 from typing import Any, Optional, Tuple
 
 import numpy as np
@@ -8,7 +9,11 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import minimum_spanning_tree
 from torch import Tensor
 
-from torch_sdt.cluster._arguments import check_known, check_n_clusters
+from torch_sdt.cluster._arguments import (
+    check_between,
+    check_known,
+    check_n_clusters,
+)
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.components import connected_components
@@ -79,6 +84,9 @@ class HAC(NeighborClustering):
         if None not in {self.n_clusters, self.distance_threshold}:
             raise ValueError("Give 'n_clusters' or 'distance_threshold', not "
                              "both")
+        if self.distance_threshold is not None:
+            check_between('distance_threshold', self.distance_threshold, 0,
+                          inf)
 
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
         n = neighbors.num_nodes

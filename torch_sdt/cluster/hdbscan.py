@@ -11,6 +11,7 @@ from torch_sdt.cluster._scikit_learn import distance_graph, number_labels
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.components import connected_components
+from torch_sdt.typing import check_count
 
 # No cosine distance is larger than 2.
 _FAR = 4.
@@ -66,12 +67,9 @@ class HDBSCAN(NeighborClustering):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.min_cluster_size < 2:
-            raise ValueError(f"'min_cluster_size' must be at least 2 (got "
-                             f"{self.min_cluster_size})")
-        if self.min_samples is not None and self.min_samples < 1:
-            raise ValueError(f"'min_samples' must be at least 1 (got "
-                             f"{self.min_samples})")
+        check_count('min_cluster_size', self.min_cluster_size, 2)
+        if self.min_samples is not None:
+            check_count('min_samples', self.min_samples)
 
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
         from sklearn.cluster import HDBSCAN as Method

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch_sdt.cluster._scikit_learn import distance_graph, number_labels
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
+from torch_sdt.typing import check_count
 
 
 class KNNDBSCAN(NeighborClustering):
@@ -59,13 +60,15 @@ class KNNDBSCAN(NeighborClustering):
         super()._check_arguments()
         if not self.eps > 0:
             raise ValueError(f"'eps' must be positive (got {self.eps})")
-        if self.min_samples < 1:
-            raise ValueError(f"'min_samples' must be at least 1 (got "
-                             f"{self.min_samples})")
+        check_count('min_samples', self.min_samples)
 
     def _fit_table(self, x: Tensor, neighbors: Neighbors) -> Tensor:
         from sklearn.cluster import DBSCAN
 
+        if self.min_samples > neighbors.k:
+            raise ValueError(f"'min_samples' must be at most the table's "
+                             f"{neighbors.k} neighbours, or nobody is a core "
+                             f"(got {self.min_samples})")
         method = DBSCAN(eps=self.eps, min_samples=self.min_samples,
                         metric='precomputed')
         return number_labels(method.fit_predict(distance_graph(neighbors)))

@@ -15,6 +15,7 @@ from torch_sdt.ops.components import connected_components
 from torch_sdt.ops.density_peaks import DensityPeaks, density_peaks
 from torch_sdt.ops.reverse import reverse_values
 from torch_sdt.training import infer
+from torch_sdt.typing import check_count
 
 # Widths of LCENet and PCENet; both have the layers of SIZES.
 LOCAL_WIDTH = {'small': 128, 'base': 336}
@@ -250,9 +251,8 @@ def check_pair_network(size: str, neighbors_per_side: Optional[int]) -> None:
     network.
     """
     check_known('size', size, tuple(SIZES))
-    if neighbors_per_side is not None and neighbors_per_side < 1:
-        raise ValueError(f"'neighbors_per_side' must be at least 1 (got "
-                         f"{neighbors_per_side})")
+    if neighbors_per_side is not None:
+        check_count('neighbors_per_side', neighbors_per_side)
 
 
 def pair_network(size: str, neighbors_per_side: Optional[int], k: int,

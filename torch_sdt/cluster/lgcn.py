@@ -12,6 +12,7 @@ from torch_sdt.nn.models.lgcn import LGCNModel
 from torch_sdt.ops.components import size_constrained_components
 from torch_sdt.ops.reverse import symmetric_values
 from torch_sdt.training import infer
+from torch_sdt.typing import check_count
 
 # Widths of the network.
 SIZES = {'small': 128, 'base': 512}
@@ -149,8 +150,8 @@ class LGCN(TrainedClustering):
         check_known('size', self.size, tuple(SIZES))
         for name in ('k2', 'u', 'max_size'):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"'{name}' must be at least 1 (got {value})")
+            if value is not None:
+                check_count(name, value)
         if not 0 < self.step <= 1:
             raise ValueError(f"'step' must be in (0, 1] (got {self.step})")
         super()._check_arguments()

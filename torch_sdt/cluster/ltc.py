@@ -16,6 +16,7 @@ from torch_sdt.ops.proposals import (
     proposal_overlap,
 )
 from torch_sdt.training import infer
+from torch_sdt.typing import check_count
 
 # Width of both networks.
 SIZES = {'small': 128, 'base': 512}
@@ -205,9 +206,7 @@ class LTC(TrainedClustering):
             if len(pair) != 2 or min(pair) < 2:
                 raise ValueError(f"'merges' must be pairs of numbers of at "
                                  f"least 2 (got {pair})")
-        if self.min_size < 2:
-            raise ValueError(f"'min_size' must be at least 2 (got "
-                             f"{self.min_size})")
+        check_count('min_size', self.min_size, 2)
         for name in ('max_size', 'merged_size'):
             value = getattr(self, name)
             if value is not None and value < self.min_size:

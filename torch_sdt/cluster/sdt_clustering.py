@@ -35,7 +35,7 @@ from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.topk import expected_topk
 from torch_sdt.training import infer
 from torch_sdt.training.trainer import TrainingLoader, Validate
-from torch_sdt.typing import ArrayLike
+from torch_sdt.typing import ArrayLike, check_count
 
 SIZES: Dict[str, Dict[str, int]] = {
     'small': dict(hidden_channels=128, ffn_channels=256, num_layers=2,
@@ -342,9 +342,7 @@ class SDTClustering(TrainedClustering):
         if self.augment in {'half', 'all'} and not self._takes_views():
             raise ValueError(f"augment='{self.augment}' needs "
                              f"tokens='relation' and predictor='rank'")
-        if self.experts < 1:
-            raise ValueError(f"'experts' must be at least 1 (got "
-                             f"{self.experts})")
+        check_count('experts', self.experts)
 
     def _build(self) -> None:
         args = {**SIZES[self.size], **(self.model_args or {})}

@@ -34,7 +34,7 @@ from torch_sdt.resume import fingerprint
 from torch_sdt.training import History, Trainer
 from torch_sdt.training.seeded import seeded
 from torch_sdt.training.trainer import TrainingLoader, Validate
-from torch_sdt.typing import ArrayLike, check_seed
+from torch_sdt.typing import ArrayLike, check_count, check_seed
 
 Self = TypeVar('Self', bound='TrainedClustering')
 
@@ -99,6 +99,13 @@ def _negative_loss(model: Any, loader: BatchLoader[Any]) -> Dict[str, float]:
         if count >= _VALIDATED:
             break
     return {'negative_loss': -total / max(count, 1)}
+
+
+def _as_tuple(value: Any) -> Any:
+    # Lists, and lists in lists, as tuples.
+    if not isinstance(value, list):
+        return value
+    return tuple(_as_tuple(one) for one in value)
 
 
 class TrainedClustering(BaseEstimator):
@@ -278,17 +285,15 @@ class TrainedClustering(BaseEstimator):
     def _check_arguments(self) -> None:
         # The trainer checks the arguments that are its own.
         self._trainer(1, 'model')
-        if self.batch_size < 1:
-            raise ValueError(f"'batch_size' must be at least 1 (got "
-                             f"{self.batch_size})")
+        check_count('batch_size', self.batch_size)
         if not 0 < self.val_share < 1:
             raise ValueError(f"'val_share' must be between 0 and 1 (got "
                              f"{self.val_share})")
-        if self.epochs is not None and self.epochs < 1:
-            raise ValueError(f"'epochs' must be at least 1 (got "
-                             f"{self.epochs})")
+        if self.epochs is not None:
+            check_count('epochs', self.epochs)
 
     def _features(self, X: ArrayLike) -> Tensor:
+        X = X if isinstance(X, Tensor) else np.asarray(X)
         x = normalize_features(X, center=self.center)
         return x if self.device is None else x.to(self.device)
 
@@ -494,7 +499,10 @@ class TrainedClustering(BaseEstimator):
                              f"this version of torch_sdt reads format "
                              f"{_FORMAT}")
         try:
-            model = cls(**meta['arguments'], device=device)
+            # JSON knows no tuples.
+            arguments = {name: _as_tuple(value)
+                         for name, value in meta['arguments'].items()}
+            model = cls(**arguments, device=device)
             model.k_, model.n_features_in_ = meta['k'], meta['n_features_in']
             model.rule_ = cls._rule(**meta['rule'])
             for name in cls._figures:

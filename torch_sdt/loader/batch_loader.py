@@ -5,6 +5,8 @@ from typing import Generic, Iterator, TypeVar
 import torch
 from torch import Tensor
 
+from torch_sdt.typing import check_count
+
 T = TypeVar('T')
 
 
@@ -35,9 +37,7 @@ class BatchLoader(Generic[T]):
 
     def __init__(self, nodes: Tensor, batch_size: int, shuffle: bool = False,
                  seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        if batch_size < 1:
-            raise ValueError(f"'batch_size' must be at least 1 (got "
-                             f"{batch_size})")
+        check_count('batch_size', batch_size)
         if not 0 <= rank < world_size:
             raise ValueError(f"'rank' must be in 0..{world_size - 1} (got "
                              f"{rank})")

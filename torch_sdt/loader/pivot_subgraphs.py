@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torch_sdt.loader.batch_loader import BatchLoader
 from torch_sdt.neighbors import Neighbors
+from torch_sdt.typing import check_count
 
 
 @dataclass  # Not frozen: Fabric casts its tensors.
@@ -90,8 +91,7 @@ class PivotSubgraphs(BatchLoader[PivotBatch]):
             raise ValueError(f"'y' must have shape [{n}] (got "
                              f"{list(y.shape)})")
         for name, value in (('k2', k2), ('u', u)):
-            if value < 1:
-                raise ValueError(f"'{name}' must be at least 1 (got {value})")
+            check_count(name, value)
         super().__init__(torch.arange(n), batch_size, shuffle, seed, rank,
                          world_size)
         self.neighbors = neighbors

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.utils.num_nodes import maybe_num_nodes
 
 from torch_sdt.ops.map_equation import number_by_appearance
+from torch_sdt.typing import check_count
 
 
 def connected_components(
@@ -99,13 +100,10 @@ def size_constrained_components(
         raise ValueError(f"'edge_weight' must have shape "
                          f"[{edge_index.size(1)}] (got "
                          f"{list(edge_weight.shape)})")
-    if max_size < 1:
-        raise ValueError(f"'max_size' must be at least 1 (got {max_size})")
+    check_count('max_size', max_size)
     if not 0 < step <= 1:
         raise ValueError(f"'step' must be in (0, 1] (got {step})")
-    if max_rounds < 1:
-        raise ValueError(f"'max_rounds' must be at least 1 (got "
-                         f"{max_rounds})")
+    check_count('max_rounds', max_rounds)
     # Cosines may exceed 1 by rounding.
     bad = ~(edge_weight.detach() <= 1 + 1e-3)
     if bool(bad.any()):

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.subgraph import subgraph_values
+from torch_sdt.typing import check_count
 
 _ROWS = 1024
 
@@ -151,8 +152,7 @@ def _distance(neighbors: Neighbors, distance: Optional[Tensor]) -> Tensor:
 
 def _nearest(neighbors: Neighbors, distance: Optional[Tensor], k: int
              ) -> tuple[Tensor, Tensor]:
-    if k < 1:
-        raise ValueError(f"'k' must be at least 1 (got {k})")
+    check_count('k', k)
     distance = _distance(neighbors, distance)
     near, order = distance.sort(dim=1, stable=True)
     return neighbors.index.gather(1, order[:, :k]), near[:, :k]

@@ -13,6 +13,7 @@ from torch_sdt.io import load_tensors, save_tensors
 from torch_sdt.progress import progress
 from torch_sdt.training.history import History
 from torch_sdt.training.seeded import seeded
+from torch_sdt.typing import check_count
 
 Validate = Callable[[Module], Dict[str, float]]
 
@@ -95,13 +96,11 @@ class Trainer:
         name: str = 'model',
         verbose: bool = False,
     ) -> None:
-        if epochs < 1:
-            raise ValueError(f"'epochs' must be at least 1 (got {epochs})")
+        check_count('epochs', epochs)
         if not lr > 0:
             raise ValueError(f"'lr' must be positive (got {lr})")
-        if patience is not None and patience < 1:
-            raise ValueError(f"'patience' must be at least 1 (got "
-                             f"{patience})")
+        if patience is not None:
+            check_count('patience', patience)
         if precision not in PRECISIONS:
             raise ValueError(f"'precision' must be one of {list(PRECISIONS)} "
                              f"(got {precision!r})")
