@@ -1,6 +1,7 @@
 import csv
 import os
 import os.path as osp
+import runpy
 import subprocess
 import sys
 
@@ -10,19 +11,31 @@ for name in ['faiss', 'finch', 'matplotlib', 'networkit', 'numba']:
     pytest.importorskip(name)
 
 ROOT = osp.dirname(osp.dirname(osp.realpath(__file__)))
-TINY = ['--identities', '8', '--seeds', '1', '--budget', '1', '--k', '8',
-        '--no-isolate']
+SCRIPT = osp.join(ROOT, 'benchmarks', 'compare.py')
+TINY = ['--identities', '8', '--seeds', '1', '--budget', '1', '--k', '8']
 
 
-def run(folder, *args, code=0):
-    env = {**os.environ, 'PYTHONPATH': ROOT, 'OMP_NUM_THREADS': '1',
-           'NUMBA_NUM_THREADS': '1'}
-    out = subprocess.run(
-        [sys.executable, osp.join(ROOT, 'benchmarks', 'compare.py'), *args,
-         '--out', osp.join(folder, 'compare')],
-        capture_output=True, text=True, env=env)
-    assert out.returncode == code, out.stderr
-    return out
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    # In this process, which has imported already what takes long.
+    monkeypatch.syspath_prepend(osp.dirname(SCRIPT))
+
+    def call(*args, code=0):
+        out = osp.join(tmp_path, 'compare')
+        monkeypatch.setattr(sys, 'argv', [SCRIPT, *TINY, '--no-isolate',
+                                          '--out', out, *args])
+        failed = None
+        try:
+            runpy.run_path(SCRIPT, run_name='__main__')
+        except SystemExit as e:
+            failed = e.code
+        text = capsys.readouterr()
+        # A message is the status 1.
+        status = failed if isinstance(failed, int) else int(failed is not None)
+        assert status == code, text.err
+        return text.out, f'{text.err}{failed}'
+
+    return call
 
 
 def read(path):
@@ -30,11 +43,11 @@ def read(path):
         return list(csv.DictReader(f))
 
 
-def test_every_method(tmp_path):
+def test_every_method(tmp_path, run):
     readme = tmp_path / 'README.md'
     readme.write_text('Before\n<!-- compare: begin -->\nold\n'
                       '<!-- compare: end -->\nAfter\n')
-    out = run(tmp_path, *TINY, '--readme', str(readme))
+    first, _ = run('--readme', str(readme))
     rows = read(tmp_path / 'compare.csv')
     assert all(row['error'] == '' for row in rows)
     methods = [row['method'] for row in rows]
@@ -67,31 +80,35 @@ def test_every_method(tmp_path):
     for name in ('compare.png', 'compare_hard.png'):
         assert (tmp_path / name).read_bytes()[:4] == b'\x89PNG'
     # What is there is not computed again.
-    again = run(tmp_path, *TINY)
-    assert 'seed 0' not in again.stdout
+    again, _ = run()
+    assert 'seed 0' not in again
     assert read(tmp_path / 'compare.csv') == rows
-    assert out.stdout.count('seed 0') == len(rows)
+    assert first.count('seed 0') == len(rows)
 
 
-def test_a_crash_loses_no_other_row(tmp_path):
+def test_a_crash_loses_no_other_row(tmp_path, run):
     # No epoch is none to learn in.
     methods = ['--methods', 'K-means', 'GCN(V+E)', 'FC-ES']
-    out = run(tmp_path, *TINY, '--budget', '0', *methods, code=1)
-    assert 'Failed: GCN(V+E)' in out.stderr
+    _, errors = run('--budget', '0', *methods, code=1)
+    assert 'Failed: GCN(V+E)' in errors
     rows = {row['method']: row for row in read(tmp_path / 'compare.csv')}
     assert list(rows) == ['K-means', 'GCN(V+E)', 'FC-ES']
     assert "'epochs' must be" in rows['GCN(V+E)']['error']
     assert rows['FC-ES']['error'] == '' and rows['FC-ES']['clusters'] != ''
     # With the fault mended, only that row is computed.
-    mended = run(tmp_path, *TINY, *methods)
-    assert mended.stdout.count('seed 0') == 1
+    mended, _ = run(*methods)
+    assert mended.count('seed 0') == 1
     assert all(row['error'] == '' for row in read(tmp_path / 'compare.csv'))
 
 
 def test_a_process_each_measures_its_memory(tmp_path):
     # Two at a time; a crash of the one does not reach the other.
-    run(tmp_path, *TINY[:-1], '--jobs', '2', '--budget', '0', '--methods',
-        'FC-ES', 'GCN(V+E)', 'K-means', code=1)
+    out = subprocess.run(
+        [sys.executable, SCRIPT, *TINY, '--jobs', '2', '--budget', '0',
+         '--out', osp.join(tmp_path, 'compare'), '--methods', 'FC-ES',
+         'GCN(V+E)', 'K-means'], capture_output=True, text=True,
+        env={**os.environ, 'PYTHONPATH': ROOT})
+    assert out.returncode == 1, out.stderr
     rows = {row['method']: row for row in read(tmp_path / 'compare.csv')}
     assert "'epochs' must be" in rows.pop('GCN(V+E)')['error']
     assert set(rows) == {'FC-ES', 'K-means'}
@@ -104,15 +121,15 @@ def test_a_process_each_measures_its_memory(tmp_path):
     (['--data', 'files'], 'needs --root'),
     (['--jobs', '2'], '--no-isolate runs in one'),
 ])
-def test_bad_arguments(tmp_path, args, message):
-    out = run(tmp_path, *TINY, *args, code=2)
-    assert message in out.stderr and os.listdir(tmp_path) == []
+def test_bad_arguments(tmp_path, run, args, message):
+    _, errors = run(*args, code=2)
+    assert message in errors and os.listdir(tmp_path) == []
 
 
-def test_rows_of_fewer_seeds_say_so(tmp_path):
-    run(tmp_path, *TINY, '--methods', 'K-means', 'FC-ES')
+def test_rows_of_fewer_seeds_say_so(tmp_path, run):
+    run('--methods', 'K-means', 'FC-ES')
     assert ' (1 seed)' not in (tmp_path / 'compare.md').read_text()
-    run(tmp_path, *TINY, '--seeds', '2', '--methods', 'FC-ES')
+    run('--seeds', '2', '--methods', 'FC-ES')
     lines = (tmp_path / 'compare.md').read_text().splitlines()
     assert sum(' (1 seed)' in line for line in lines) == 2  # Of two tables.
     for line in lines:
