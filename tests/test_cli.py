@@ -238,6 +238,26 @@ def test_adapt_reaches_the_model(identities, capfd, monkeypatch, option,
     assert given == [expected]
 
 
+@pytest.mark.parametrize('given,expected', [
+    ((), (3, 'auto')), (('--seed', '7'), (7, 'auto')),
+    (('--index', 'flat'), (3, 'flat'))])
+def test_seed_and_index_reach_the_model(identities, capfd, monkeypatch, given,
+                                        expected):
+    SDTClustering(k=6, epochs=1, seed=3).fit(
+        np.load('learn.npy'), read_labels('learn.meta')).save('m.safetensors')
+    seen = []
+
+    def predict(self, x, neighbors=None, adapt=None):
+        seen.append((self.seed, self.index))
+        return np.zeros(len(x), dtype=np.int64)
+
+    monkeypatch.setattr(SDTClustering, 'predict', predict)
+    result = json.loads(succeed(
+        capfd, 'cluster', 'other.npy', '--model', 'm.safetensors', '--out',
+        'out.txt', '--json', *given))
+    assert seen == [expected] and result['seed'] == expected[0]
+
+
 def test_train_closes_with_a_table(identities, capfd):
     out = succeed(capfd, *LEARN)
     lines = [line.split() for line in out.splitlines()]

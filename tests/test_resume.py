@@ -56,6 +56,8 @@ def test_is_the_table_without(tmp_path, asked):
     expected = search(None)
     count = len(asked)
     assert count > 20 and equal(search(tmp_path), expected)
+    built = Neighbors.build(unit(), 6, 'torch', workdir=tmp_path)
+    assert equal(built, expected) and len(os.listdir(tmp_path)) == 1
     assert len(files(tmp_path)) == -(-count // 4)
     # A second time nothing is searched.
     del asked[:]
@@ -81,6 +83,23 @@ def test_goes_on_after_a_kill(tmp_path, asked, monkeypatch):
     del asked[:]
     assert equal(search(tmp_path), expected)
     assert asked == list(range(8, count))
+
+
+def test_parts_of_another_order_are_no_table(tmp_path, monkeypatch):
+    # What is kept holds row 0 twice, and row 699 nowhere.
+    get = KNNBlocks.__getitem__
+
+    def other(self, block):
+        rows, *found = get(self, block)
+        return rows.masked_fill(rows == 699, 0), *found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KNNBlocks, '__getitem__', other)
+        with pytest.raises(ValueError, match='another machine'):
+            search(tmp_path)
+    with pytest.raises(ValueError, match='delete the folder') as error:
+        search(tmp_path)
+    assert os.listdir(tmp_path)[0] in str(error.value)
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'empty', 'flipped', 'other',

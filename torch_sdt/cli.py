@@ -192,6 +192,8 @@ def _check_options(args: argparse.Namespace) -> None:
             args.usage_error('--center and --k are those of the --model')
     elif args.adapt is not None:
         args.usage_error('--adapt and --no-adapt need a --model')
+    elif args.seed is None:
+        args.seed = 0
     if args.neighbors is not None and args.index is not None:
         args.usage_error('--neighbors leaves nothing to search with --index')
 
@@ -228,7 +230,11 @@ def _estimator(args: argparse.Namespace) -> Any:
         # The features are centred once, before the search.
         args.center, trained.center = trained.center, False
         args.k = trained.k_
-        args.index = args.index or trained.index
+        args.index = trained.index = args.index or trained.index
+        if args.seed is None:
+            args.seed = trained.seed
+        trained.seed = args.seed
+        trained.check_adapt(args.adapt)
         return trained
     name, options = _METHODS[args.method]
     given = {option: getattr(args, option) for option in options
@@ -387,7 +393,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--theta', type=float, metavar='PROBABILITY',
         help='edge probability at which links stop (method fces)')
     add('--truth', metavar='LABELS', help='true labels, to score the result')
-    cluster.set_defaults(half=False)
+    cluster.set_defaults(half=False, seed=None)
 
     train = _command(commands, 'train', _train,
                      'learn from labelled identities to cluster others')
@@ -444,7 +450,7 @@ def _add_search(parser: argparse.ArgumentParser, metavar: str, text: str
     add('--index', help='auto, flat, cells, torch, torch_cluster or a faiss '
         'factory string (default: auto)')
     add('--seed', type=_at_least(0, 2**32 - 1), default=0, metavar='S',
-        help='same seed, same result (default: 0)')
+        help='same seed, same result (default: 0, or that of a --model)')
     add('--quiet', action='store_true', help='no progress, no summary')
     add('--workdir', metavar='FOLDER', help='where to keep what is finished, '
         'from which a killed run goes on')

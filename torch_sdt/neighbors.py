@@ -67,6 +67,7 @@ class Neighbors:
         device: Optional[Devices] = None,
         seed: int = 0,
         verbose: bool = False,
+        workdir: Optional[PathLike] = None,
     ) -> Neighbors:
         r"""Normalises features and searches their cosine neighbours, with a
         progress bar.
@@ -87,6 +88,8 @@ class Neighbors:
                 (default: :obj:`0`)
             verbose (bool, optional): If :obj:`True`, shows a progress bar
                 where the output is a terminal. (default: :obj:`False`)
+            workdir (str, optional): A folder for finished blocks, from which
+                a killed search goes on. (default: nothing is written)
 
         Raises:
             ValueError: See :meth:`torch_sdt.ops.normalize_features` and
@@ -97,7 +100,7 @@ class Neighbors:
 
         x = normalize_features(x, center=center)
         k = default_k(x.size(0)) if k is None else k
-        return cls.search(x, k, index, device, seed, verbose)
+        return cls.search(x, k, index, device, seed, verbose, None, workdir)
 
     @classmethod
     def search(
@@ -132,7 +135,7 @@ class Neighbors:
             name = fingerprint(x, k, index, seed, recall)
             parts = keep(blocks, os.path.join(workdir, f'neighbors-{name}'),
                          max(1, _KEPT * len(blocks) // n))
-        out = cls(x.new_empty(n, k, dtype=torch.long),
+        out = cls(x.new_full((n, k), -1, dtype=torch.long),
                   x.new_empty(n, k, dtype=torch.float))
         with progress(n, 'kNN', verbose) as bar:
             if not (bar.disable or blocks.search.exact):
@@ -142,6 +145,12 @@ class Neighbors:
                 out.index[rows] = ids.to(x.device)
                 out.similarity[rows] = similarity.to(x.device)
                 bar.update(rows.numel())
+        if bool((out.index[:, 0] < 0).any()):
+            # Parts of blocks that another machine made up otherwise.
+            raise ValueError(f"What is kept in '{workdir}' is of a search on "
+                             f"another machine, or by another version of "
+                             f"torch: delete the folder "
+                             f"'neighbors-{name}' there")
         return out
 
     def validate(self, num_nodes: Optional[int] = None) -> Neighbors:

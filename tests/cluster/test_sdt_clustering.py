@@ -832,6 +832,30 @@ def test_a_rule_is_not_compared_without_numba(monkeypatch):
     assert asked == [model.rule_]
 
 
+def test_without_numba(monkeypatch):
+    # Nothing but settings found without labels needs it.
+    x, y = world()
+    monkeypatch.setattr(torch_sdt.typing, 'WITH_NUMBA', False)
+    model = estimator().fit(x, y)
+    assert model.rule_.merge == 'verdict' and model.likeness_ == 0
+    assert model.predict(x).shape == y.shape
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, 'fit', never)
+        with pytest.raises(ImportError, match="requires 'numba'"):
+            estimator(adapt=True).fit(x, y)
+
+
+def test_adapt_asks_for_what_is_there(monkeypatch):
+    x, y = world()
+    none = estimator(attention=None, predictor='regression').fit(x, y)
+    ruled = estimator(adapt=True).fit(x, y)
+    for model, adapt in ((none, True), (ruled, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(model, '_measure', never, raising=False)
+            with pytest.raises(ValueError, match="verdict|no edge rule"):
+                model.predict(x, adapt=adapt)
+
+
 @pytest.mark.parametrize('kwargs,compared', [
     ({}, True), ({'adapt': False}, False), ({'adapt': True}, False),
     ({'merge': 'verdict'}, False),

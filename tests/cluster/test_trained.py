@@ -22,6 +22,7 @@ from torch_sdt.cluster import (
     NDDeTPDi,
     PairCls,
     split_identities,
+    trained,
 )
 from torch_sdt.cluster.edges import mean_fscore
 from torch_sdt.cluster.trained import Cut, TrainedClustering, cuts
@@ -308,6 +309,34 @@ def test_a_refit_shows_all_identities_and_chooses_nothing():
     assert model.model_.seen - first.model_.seen == 3 * y.size
     assert model.rule_ == first.rule_
     assert model.validation_score_ == first.validation_score_
+
+
+def test_of_many_samples_some_choose_the_rule(monkeypatch):
+    # Held-out identities keep their share; the refit sees everyone.
+    monkeypatch.setattr(trained, '_CHOOSE_UP_TO', 50)
+    x, y = world()
+    model, chosen, learned = Fake(), [], []
+    best_rule, learn = model._best_rule, model._learn
+
+    def on(measured, y, scored):
+        chosen.append((y, scored))
+        return best_rule(measured, y, scored)
+
+    def learning(table, y, held_out, y_held_out):
+        learned.append(y.numel())
+        learn(table, y, held_out, y_held_out)
+
+    model.refit = True
+    monkeypatch.setattr(model, '_best_rule', on, raising=False)
+    monkeypatch.setattr(model, '_learn', learning, raising=False)
+    model.fit(x, y)
+    (some, scored), = chosen
+    assert 40 <= some.size <= 50 and .2 <= scored.mean() <= .4
+    assert set(some[scored]).isdisjoint(some[~scored])
+    # Whole identities.
+    name, size = np.unique(some, return_counts=True)
+    assert np.array_equal(np.bincount(y)[name], size)
+    assert learned[1:] == [y.size]
 
 
 def test_keeps_the_epoch_of_the_least_held_out_loss():

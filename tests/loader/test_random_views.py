@@ -51,6 +51,17 @@ def test_the_view_depends_on_seed_and_epoch_alone(samples):
             or not torch.equal(other.x, first.x))
 
 
+def test_names_of_identities_do_not_matter(samples):
+    x, y = samples
+    expected = views(samples)
+    for other in (y - 5, y * 10**12):
+        loader = views((x, other))
+        assert torch.equal(loader.x, expected.x)
+        assert torch.equal(loader.y, expected.y)
+    with pytest.raises(ValueError, match="'y' must have shape"):
+        views((x, y[:-1]))
+
+
 def test_labels_go_with_their_samples(samples):
     x, y = samples
     loader = views(samples)

@@ -78,6 +78,11 @@ def test_no_nodes():
         infer(model, subgraphs(nodes=torch.arange(0)), model)
 
 
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="'precision' must be one of"):
+        infer(predictor(), subgraphs(), predictor(), 'bf16')
+
+
 def test_a_loader_that_shuffles_is_refused():
     # Rows would come in another order than the nodes.
     with pytest.raises(ValueError, match='shuffles'):

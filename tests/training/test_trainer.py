@@ -317,6 +317,11 @@ def test_patience_counts_across_interruptions(tmp_path):
 # Files #######################################################################
 
 
+def test_data_stay_where_they_are():
+    with pytest.raises(ValueError, match="The data are on 'cpu'"):
+        train(device='cuda')
+
+
 def test_the_checkpoint_is_one_safetensors_file(tmp_path):
     model, history = train(validate=Validate(), workdir=str(tmp_path),
                            name='it')

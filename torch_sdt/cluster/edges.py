@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import torch_sdt.typing
 from torch_sdt.cluster._arguments import check_known
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.edge_probability import edge_probability
@@ -112,11 +113,13 @@ class Edges:
                 seed: int = 0) -> Tensor:
         r"""The clusters of the map equation on the edges of a rule, int64,
         shape ``[N]``; by :obj:`"numba"` on a CPU and by :obj:`"torch"`
-        elsewhere, unless another :obj:`backend` is named.
+        elsewhere, or where there is no numba, unless another :obj:`backend`
+        is named.
         """
         if backend is None:
-            on_gpu = self.neighbors.index.is_cuda
-            backend = 'torch' if on_gpu else 'numba'
+            on_cpu = not self.neighbors.index.is_cuda
+            on_numba = on_cpu and torch_sdt.typing.WITH_NUMBA
+            backend = 'numba' if on_numba else 'torch'
         return table_communities(self.neighbors, self.weight(rule), backend,
                                  rule.markov_time, seed)
 

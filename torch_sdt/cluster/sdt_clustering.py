@@ -35,7 +35,7 @@ from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.topk import expected_topk
 from torch_sdt.training import infer
 from torch_sdt.training.trainer import TrainingLoader, Validate
-from torch_sdt.typing import ArrayLike, check_count
+from torch_sdt.typing import ArrayLike, check_count, require
 
 SIZES: Dict[str, Dict[str, int]] = {
     'small': dict(hidden_channels=128, ffn_channels=256, num_layers=2,
@@ -97,9 +97,10 @@ class SDTClustering(TrainedClustering):
        says in each neighbour's own row.
     3. Where verdicts are cut to become edges, and the Markov time of the map
        equation (:class:`~torch_sdt.cluster.EdgeRule`), are what clusters the
-       held-out identities best, among all others as strangers; or, where that
-       is clearly better, no rule is kept, and :meth:`predict` finds settings
-       without labels on each set (its :obj:`adapt`).
+       held-out identities best, among all others as strangers (of more than
+       50,000 samples, among so many, whole identities of both); or, where
+       that is clearly better, no rule is kept, and :meth:`predict` finds
+       settings without labels on each set (its :obj:`adapt`).
     4. Both networks go on with all identities, now with those that were held
        out, for a third as many epochs.
 
@@ -343,6 +344,9 @@ class SDTClustering(TrainedClustering):
             raise ValueError(f"augment='{self.augment}' needs "
                              f"tokens='relation' and predictor='rank'")
         check_count('experts', self.experts)
+        if self.adapt:
+            require(torch_sdt.typing.WITH_NUMBA, 'SDTClustering(adapt=True)',
+                    'numba')
 
     def _build(self) -> None:
         args = {**SIZES[self.size], **(self.model_args or {})}
@@ -422,7 +426,9 @@ class SDTClustering(TrainedClustering):
             found = choose_rule(measured.edges, y, scored, self.merge,
                                 self.seed, self.verbose)
         self.likeness_ = 0.
-        free = self.adapt is None and self.merge is None
+        # Settings found without labels need numba, a rule does without.
+        free = self.adapt is None and self.merge is None and (
+            torch_sdt.typing.WITH_NUMBA)
         if self.adapt or (free and measured.edges.verdict is not None):
             adapted = self._partition(measured, _ADAPT)
             score = mean_fscore(y, adapted.cpu().numpy(), scored)
@@ -458,8 +464,8 @@ class SDTClustering(TrainedClustering):
                 :math:`\sigma` of background cosines,
                 :math:`a_{ij} + \sigma (v_{ij} - 1/2)`, and
                 :class:`~torch_sdt.cluster.TopKJaccardClustering` finds the
-                settings that suit them without labels. If :obj:`False`, the
-                rule is kept. (default: where the rule fails, see above)
+                settings that suit them without labels, which needs numba. If
+                :obj:`False`, the rule is kept. (default: where the rule fails, see above)
 
         Returns:
             numpy.ndarray: The cluster of each sample, int64, shape ``[N]``,
@@ -467,15 +473,32 @@ class SDTClustering(TrainedClustering):
 
         Raises:
             ValueError: If the features or the table are bad, or of another
-                dimension than the networks take.
+                dimension than the networks take, or if :obj:`adapt` asks for
+                what the model does not have.
             sklearn.exceptions.NotFittedError: If nothing was learned yet.
         """
-        rule = _ADAPT if adapt else getattr(self, 'rule_', None)
-        return self._predict(X, neighbors, None if adapt is None else rule)
+        from sklearn.utils.validation import check_is_fitted
+
+        rule = None
+        if adapt is not None:
+            check_is_fitted(self, 'rule_')
+            self.check_adapt(adapt)
+            rule = _ADAPT if adapt else self.rule_
+        return self._predict(X, neighbors, rule)
+
+    def check_adapt(self, adapt: Optional[bool]) -> None:
+        r"""Raises a :class:`ValueError` unless a fitted model can cluster
+        with :obj:`adapt` as :meth:`predict` takes it.
+        """
+        if adapt and self.transformer_ is None and self.predictor != 'rank':
+            raise ValueError(_NO_VERDICT)
+        if adapt is False and self.rule_.merge == _ADAPT.merge:
+            raise ValueError("The model has no edge rule to keep: settings "
+                             "found on each set anew were better when it was "
+                             "fitted, or asked for")
 
     def _cluster(self, measured: Measured) -> Tensor:
         cluster = super()._cluster(measured)
-        # On a GPU a rule does without numba, which settings need.
         if self.likeness_ < _TELLS or not torch_sdt.typing.WITH_NUMBA:
             return cluster
         part, own = measured, cluster

@@ -101,6 +101,20 @@ def _negative_loss(model: Any, loader: BatchLoader[Any]) -> Dict[str, float]:
     return {'negative_loss': -total / max(count, 1)}
 
 
+def _further(history: History) -> int:
+    # For how many epochs a network goes on.
+    return round(_FURTHER * len(history))
+
+
+def _some_identities(y: np.ndarray, rows: np.ndarray, share: float, seed: int
+                     ) -> np.ndarray:
+    # Of some rows a share, all rows of an identity or none.
+    name, size = np.unique(y[rows], return_counts=True)
+    order = np.random.default_rng(seed).permutation(name.size)
+    count = int((size[order].cumsum() <= share * rows.size).sum())
+    return rows[np.isin(y[rows], name[order[:max(count, 1)]])]
+
+
 def _as_tuple(value: Any) -> Any:
     # Lists, and lists in lists, as tuples.
     if not isinstance(value, list):
@@ -174,8 +188,9 @@ class TrainedClustering(BaseEstimator):
                 the validation split, shape ``[N]``. (default: :obj:`None`)
             neighbors (Neighbors, optional): A ready table for :obj:`X`, on
                 which the rule is chosen and what follows is learned; before,
-                training and held-out samples get tables of their own.
-                (default: :obj:`None`)
+                training and held-out samples get tables of their own. Of
+                more than 50,000 samples the rule is chosen on some, with a
+                table of their own. (default: :obj:`None`)
 
         Raises:
             ValueError: If features, labels, groups, the table or an argument
@@ -221,7 +236,7 @@ class TrainedClustering(BaseEstimator):
         # the least loss on held-out identities, if a loader of them is given.
         # A network that has learned already goes on, with all identities.
         if name in self.history_:
-            epochs = round(_FURTHER * len(self.history_[name]))
+            epochs = _further(self.history_[name])
             title, validate = f'{name}-all', None
             if epochs == 0:
                 return
@@ -321,23 +336,21 @@ class TrainedClustering(BaseEstimator):
 
     def _choose(self, x: Tensor, y: np.ndarray, train: np.ndarray,
                 val: np.ndarray, neighbors: Optional[Neighbors]) -> None:
-        # Held-out identities among as many strangers as affordable.
-        rows = np.arange(y.size)
-        if y.size > _CHOOSE_UP_TO:
-            rng = np.random.default_rng(self.seed)
-            size = np.bincount(y)
-            order = rng.permutation(np.unique(y[train]))
-            room = max(_CHOOSE_UP_TO - val.size, 0)
-            kept = order[size[order].cumsum() <= room]
-            rows = np.flatnonzero(np.isin(y, kept) | np.isin(
-                np.arange(y.size), val))
-            neighbors = None
-        table = self._table(x[rows], neighbors)
+        # Held-out identities among all others, or of many samples some of
+        # both.
+        rows, few = np.arange(y.size), y.size <= _CHOOSE_UP_TO
+        if not few:
+            share = _CHOOSE_UP_TO / y.size
+            rows = np.sort(np.concatenate([
+                _some_identities(y, part, share, self.seed)
+                for part in (train, val)]))
+        table = self._table(x[rows], neighbors if few else None)
         rule, score = self._best_rule(self._measure(table), y[rows],
                                       np.isin(rows, val))
-        if self.refit:
+        if self.refit and any(map(_further, self.history_.values())):
             # All is chosen: held-out identities are identities, too.
-            everyone = torch.from_numpy(y[rows]).to(x.device)
+            table = table if few else self._table(x, neighbors)
+            everyone = torch.from_numpy(y).to(x.device)
             self._learn(table, everyone, table, everyone)
         self.rule_, self.validation_score_ = rule, score
 

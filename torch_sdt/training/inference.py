@@ -11,6 +11,7 @@ from torch_sdt.io import PathLike
 from torch_sdt.loader import BatchLoader
 from torch_sdt.progress import progress
 from torch_sdt.resume import keep
+from torch_sdt.training.trainer import PRECISIONS
 
 
 class _Answers:
@@ -66,12 +67,16 @@ def infer(
         device of the loader.
 
     Raises:
-        ValueError: If the loader shuffles or is empty.
+        ValueError: If the loader shuffles or is empty, or there is no such
+            precision.
         FloatingPointError: If what comes out is not a number.
     """
     if loader.shuffle:
         raise ValueError("The loader shuffles: rows would come out in another "
                          "order than the nodes")
+    if precision not in PRECISIONS:
+        raise ValueError(f"'precision' must be one of {list(PRECISIONS)} (got "
+                         f"{precision!r})")
     total = loader.nodes.numel()
     if total == 0:
         raise ValueError("There are no nodes to infer")

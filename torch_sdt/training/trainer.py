@@ -65,8 +65,8 @@ class Trainer:
         patience (int, optional): Stops after so many epochs without a better
             score. (default: never)
         seed (int, optional): Seed of order and dropout. (default: :obj:`0`)
-        device (str or torch.device, optional): Where to train.
-            (default: that of the data)
+        device (str or torch.device, optional): Where to train, and where the
+            data are. (default: that of the data)
         precision (str, optional): :obj:`"32-true"`, or :obj:`"bf16-mixed"`
             for weights in float32 under autocast to bfloat16.
             (default: :obj:`"32-true"`)
@@ -236,6 +236,9 @@ class Trainer:
         from lightning_fabric import Fabric
 
         device = torch.device(self.device or loader.x.device)
+        if device.type != loader.x.device.type:
+            raise ValueError(f"The data are on '{loader.x.device}', and "
+                             f"nothing moves them to 'device' '{device}'")
         devices: Any = self.devices
         if self.devices == 1 and device.type == 'cuda':
             devices = [device.index or 0]
