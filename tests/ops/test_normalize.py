@@ -28,6 +28,20 @@ def test_normalize_features(device):
     assert torch.allclose(normalize_features(out), out, atol=1e-7)
 
 
+def test_unit_rows_are_not_copied():
+    x = normalize_features(features())
+    assert normalize_features(x).data_ptr() == x.data_ptr()
+    assert not normalize_features(x.requires_grad_()).requires_grad
+    x = x.detach()
+    for given, kwargs in ((x.t().contiguous().t(), {}), (x.numpy(), {}),
+                          (x, {'center': True}), (x, {'dtype': torch.half}),
+                          (torch.cat([x, 2 * x[:1]]), {})):
+        out = normalize_features(given, **kwargs)
+        assert out.data_ptr() != x.data_ptr() and out.is_contiguous()
+        assert torch.allclose(out.float().norm(dim=1),
+                              torch.ones(len(out)), atol=1e-3)
+
+
 def test_normalize_features_of_any_scale():
     x = features()
     scale = 10. ** torch.linspace(-30, 30, 50).view(-1, 1)

@@ -465,7 +465,8 @@ class SDTClustering(TrainedClustering):
                 :math:`a_{ij} + \sigma (v_{ij} - 1/2)`, and
                 :class:`~torch_sdt.cluster.TopKJaccardClustering` finds the
                 settings that suit them without labels, which needs numba. If
-                :obj:`False`, the rule is kept. (default: where the rule fails, see above)
+                :obj:`False`, the rule is kept. (default: where the rule
+                fails, see above)
 
         Returns:
             numpy.ndarray: The cluster of each sample, int64, shape ``[N]``,

@@ -1,5 +1,5 @@
 import os
-from typing import Iterator, Optional, Tuple, Union
+from typing import Iterator, Optional, Tuple, TypeGuard, Union
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def normalize_features(
 
     Returns:
         torch.Tensor: Unit rows, contiguous, shape ``[N, D]``, on the device
-        of :obj:`x`.
+        of :obj:`x`; a tensor that is all this already shares its memory.
 
     Raises:
         ValueError: If :obj:`x` is empty or has another shape, or if a row
@@ -66,6 +66,8 @@ def normalize_features(
     mean = _mean(x) if center and x.shape[0] > 1 else None
     device = x.device if isinstance(x, Tensor) else torch.device('cpu')
     if path is None:
+        if mean is None and dtype == torch.float32 and _is_normalized(x):
+            return x.detach()
         out = torch.empty(tuple(x.shape), dtype=dtype, device=device)
         for start, block in _unit_blocks(x, mean):
             out[start:start + block.size(0)] = block
@@ -101,13 +103,23 @@ def _unit_blocks(x: Union[np.ndarray, Tensor], mean: Optional[Tensor]
                         "once the mean is removed; use center=False")
         size = block.abs().amax(dim=1, keepdim=True)
         # Unit rows come back as they are, to the last bit.
-        is_unit = (block.norm(dim=1, keepdim=True) - 1).abs() <= 1e-6
+        is_unit = _is_unit(block)
         _check_rows(size.view(-1) == 0, start,
                     "is all zeros, so it has no direction; remove it first")
         # Scaled by the largest entry first: squares may not overflow.
         scaled = block / size
         scaled = scaled / scaled.norm(dim=1, keepdim=True)
         yield start, torch.where(is_unit, block, scaled).float()
+
+
+def _is_normalized(x: Union[np.ndarray, Tensor]) -> TypeGuard[Tensor]:
+    return isinstance(x, Tensor) and x.dtype == torch.float32 and (
+        x.is_contiguous() and all(bool(_is_unit(block).all())
+                                  for block in x.detach().split(_ROWS)))
+
+
+def _is_unit(block: Tensor) -> Tensor:
+    return (block.norm(dim=1, keepdim=True) - 1).abs() <= 1e-6
 
 
 def _block(x: Union[np.ndarray, Tensor], start: int) -> Tensor:
