@@ -224,7 +224,7 @@ def test_train_and_cluster_as_in_python(identities, capfd):
     ((), None), (('--adapt', ), True), (('--no-adapt', ), False)])
 def test_adapt_reaches_the_model(identities, capfd, monkeypatch, option,
                                  expected):
-    SDTClustering(k=6, epochs=1).fit(
+    SDTClustering(k=6, epochs=1, merge='verdict').fit(
         np.load('learn.npy'), read_labels('learn.meta')).save('m.safetensors')
     given = []
 
