@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from math import ceil, log, sqrt
-from typing import List, Tuple
+from typing import Tuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ _TRAIN, _PASSES, _SAMPLE = 64, 8, 1024
 _MORE, _MOST, _TOO_MANY = 16, 256, 1 / 4
 # Of the cosines of a block; on a GPU the fewer kernels, the better.
 _BYTES, _BYTES_ON_GPU = 2**28, 2**32
+# That are compared with centroids at once.
+_ROWS = 8192
 
 
 class CellSearch:
@@ -201,7 +203,7 @@ def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
         cell = _nearest(x, centroids, 1)[:, 0].long()
         # In double precision: in which order a GPU adds does not matter.
         mean = torch.zeros_like(centroids, dtype=torch.double)
-        for part, rows in zip(x.split(8192), cell.split(8192)):
+        for part, rows in zip(x.split(_ROWS), cell.split(_ROWS)):
             mean.index_add_(0, rows, part.double())
         mean = mean.float()
         length = mean.norm(dim=1, keepdim=True)
@@ -211,10 +213,13 @@ def _spherical_k_means(x: Tensor, num_cells: int, seed: int) -> Tensor:
 
 
 def _nearest(x: Tensor, centroids: Tensor, num: int) -> Tensor:
-    # The ids of the nearest centroids, int32 [N, num], nearest first. In parts
-    # that are small enough to be computed in the same memory one by one.
-    out: List[Tensor] = [
-        (part.float() @ centroids.t()).topk(num)[1].int() if num > 1 else
-        (part.float() @ centroids.t()).argmax(dim=1, keepdim=True).int()
-        for part in x.split(2048)]
-    return torch.cat(out)
+    # The ids of the nearest centroids, int32 [N, num], nearest first. All
+    # products in the same memory: new ones are fetched page by page.
+    out = torch.empty(x.size(0), num, dtype=torch.int, device=x.device)
+    room = centroids.new_empty(min(_ROWS, x.size(0)), centroids.size(0))
+    for part, place in zip(x.split(_ROWS), out.split(_ROWS)):
+        product = torch.mm(part.float(), centroids.t(),
+                           out=room[:part.size(0)])
+        place.copy_(product.topk(num)[1] if num > 1 else
+                    product.argmax(dim=1, keepdim=True))
+    return out
