@@ -64,6 +64,14 @@ def test_is_the_table_without(tmp_path, asked):
     assert equal(search(tmp_path), expected) and asked == []
 
 
+def test_rows_that_learn():
+    x = unit()
+    for index in ('torch', 'cells', 'auto'):
+        expected = Neighbors.search(x, 6, index)
+        found = Neighbors.search(x.clone().requires_grad_(), 6, index)
+        assert equal(found, expected) and not found.similarity.requires_grad
+
+
 def test_goes_on_after_a_kill(tmp_path, asked, monkeypatch):
     expected = search(None)
     count = len(asked)

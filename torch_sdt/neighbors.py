@@ -127,7 +127,7 @@ class Neighbors:
         from torch_sdt.progress import progress
         from torch_sdt.resume import fingerprint, keep
 
-        n = x.size(0)
+        x, n = x.detach(), x.size(0)
         recall = RECALL if recall is None else recall
         blocks = knn_blocks(x, k, index, device, seed, recall)
         parts: Any = blocks

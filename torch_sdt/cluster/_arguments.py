@@ -1,8 +1,9 @@
 r"""Checks of arguments that several estimators share."""
 from __future__ import annotations
 
-from numbers import Integral
 from typing import Any, Sequence
+
+from torch_sdt.typing import check_count
 
 
 def check_known(name: str, value: Any, known: Sequence[Any]) -> None:
@@ -30,10 +31,8 @@ def check_n_clusters(method: str, n_clusters: Any, num_samples: int) -> int:
     if n_clusters is None:
         raise ValueError(f"{method} needs the number of clusters: pass "
                          f"'n_clusters'")
-    if not isinstance(n_clusters, Integral):
-        raise ValueError(f"'n_clusters' must be an integer (got "
-                         f"{n_clusters!r})")
-    if not 1 <= int(n_clusters) <= num_samples:
-        raise ValueError(f"'n_clusters' must be between 1 and the number of "
-                         f"samples {num_samples} (got {n_clusters})")
+    check_count('n_clusters', n_clusters)
+    if n_clusters > num_samples:
+        raise ValueError(f"'n_clusters' must be at most the number of samples "
+                         f"{num_samples} (got {n_clusters})")
     return int(n_clusters)
