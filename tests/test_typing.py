@@ -33,7 +33,7 @@ def test_require():
 def test_check_count():
     check_count('epochs', 3)
     check_count('size', np.int64(2), least=2)
-    for value in (1.5, '3', None, float('nan')):
+    for value in (1.5, '3', None, True, float('nan')):
         with pytest.raises(ValueError, match="'epochs' must be an integer"):
             check_count('epochs', value)
     with pytest.raises(ValueError, match="'size' must be at least 2 .got 1"):

@@ -192,8 +192,6 @@ def _check_options(args: argparse.Namespace) -> None:
             args.usage_error('--center and --k are those of the --model')
     elif args.adapt is not None:
         args.usage_error('--adapt and --no-adapt need a --model')
-    elif args.seed is None:
-        args.seed = 0
     if args.neighbors is not None and args.index is not None:
         args.usage_error('--neighbors leaves nothing to search with --index')
 
@@ -236,6 +234,8 @@ def _estimator(args: argparse.Namespace) -> Any:
         trained.seed = args.seed
         trained.check_adapt(args.adapt)
         return trained
+    if args.seed is None:
+        args.seed = 0
     name, options = _METHODS[args.method]
     given = {option: getattr(args, option) for option in options
              if getattr(args, option) is not None}

@@ -100,7 +100,7 @@ class Neighbors:
 
         x = normalize_features(x, center=center)
         k = default_k(x.size(0)) if k is None else k
-        return cls.search(x, k, index, device, seed, verbose, None, workdir)
+        return cls.search(x, k, index, device, seed, verbose, workdir=workdir)
 
     @classmethod
     def search(

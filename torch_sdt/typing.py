@@ -45,12 +45,19 @@ def require(available: bool, what: str, package: str) -> None:
         raise ImportError(f"'{what}' requires '{package}'")
 
 
+def check_integer(name: str, value: Any) -> None:
+    r"""Raises a :class:`ValueError` unless a value is an integer, of Python
+    or of numpy.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"'{name}' must be an integer (got {value!r})")
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     r"""Raises a :class:`ValueError` unless a value is an integer, and not
     below the least that makes sense.
     """
-    if not isinstance(value, Integral):
-        raise ValueError(f"'{name}' must be an integer (got {value!r})")
+    check_integer(name, value)
     if int(value) < least:
         raise ValueError(f"'{name}' must be at least {least} (got {value})")
 

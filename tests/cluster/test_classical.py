@@ -145,10 +145,11 @@ def test_kmeans():
     assert same(KMeans(8, n_init=10).fit_predict(x), y)
     with pytest.raises(ValueError, match='needs the number of clusters'):
         KMeans().fit(x)
-    for n_clusters, text in ((0, 'at least 1'), (97, 'at most the number'),
-                             (3.7, 'an integer')):
-        with pytest.raises(ValueError, match=f"'n_clusters' must be {text}"):
+    for n_clusters in (0, 97):
+        with pytest.raises(ValueError, match="'n_clusters' must be between"):
             KMeans(n_clusters).fit(x)
+    with pytest.raises(ValueError, match="'n_clusters' must be an integer"):
+        KMeans(3.7).fit(x)
 
 
 def test_chinese_whispers():

@@ -841,8 +841,11 @@ def test_without_numba(monkeypatch):
     assert model.predict(x).shape == y.shape
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, 'fit', never)
+        patch.setattr(model, '_measure', never, raising=False)
         with pytest.raises(ImportError, match="requires 'numba'"):
             estimator(adapt=True).fit(x, y)
+        with pytest.raises(ImportError, match="requires 'numba'"):
+            model.predict(x, adapt=True)
 
 
 def test_adapt_asks_for_what_is_there(monkeypatch):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import Any, Sequence
 
-from torch_sdt.typing import check_count
+from torch_sdt.typing import check_integer
 
 
 def check_known(name: str, value: Any, known: Sequence[Any]) -> None:
@@ -31,8 +31,8 @@ def check_n_clusters(method: str, n_clusters: Any, num_samples: int) -> int:
     if n_clusters is None:
         raise ValueError(f"{method} needs the number of clusters: pass "
                          f"'n_clusters'")
-    check_count('n_clusters', n_clusters)
-    if n_clusters > num_samples:
-        raise ValueError(f"'n_clusters' must be at most the number of samples "
-                         f"{num_samples} (got {n_clusters})")
+    check_integer('n_clusters', n_clusters)
+    if not 1 <= n_clusters <= num_samples:
+        raise ValueError(f"'n_clusters' must be between 1 and the number of "
+                         f"samples {num_samples} (got {n_clusters})")
     return int(n_clusters)

@@ -63,6 +63,11 @@ _TELLS, _WORSE = .5, 2 / 3
 _COMPARED = 50_000
 
 
+def _require_numba() -> None:
+    # For settings found without labels.
+    require(torch_sdt.typing.WITH_NUMBA, 'SDTClustering(adapt=True)', 'numba')
+
+
 def _likeness(table: Table, cluster: Tensor, other: Tensor) -> float:
     # The quality of one partition over that of another, without labels.
     x, neighbors = table.x.cpu(), table.neighbors.to('cpu')
@@ -333,7 +338,7 @@ class SDTClustering(TrainedClustering):
                 ('merge', self.merge, (*MERGES, None))):
             check_known(name, value, known)
         super()._check_arguments()
-        if self.attention is None and self.predictor != 'rank':
+        if not self._gives_verdict():
             if self.merge not in {None, 'jaccard'}:
                 raise ValueError(f"'merge' must be 'jaccard' where nothing "
                                  f"gives a verdict on pairs (got "
@@ -345,8 +350,7 @@ class SDTClustering(TrainedClustering):
                              f"tokens='relation' and predictor='rank'")
         check_count('experts', self.experts)
         if self.adapt:
-            require(torch_sdt.typing.WITH_NUMBA, 'SDTClustering(adapt=True)',
-                    'numba')
+            _require_numba()
 
     def _build(self) -> None:
         args = {**SIZES[self.size], **(self.model_args or {})}
@@ -429,7 +433,7 @@ class SDTClustering(TrainedClustering):
         # Settings found without labels need numba, a rule does without.
         free = self.adapt is None and self.merge is None and (
             torch_sdt.typing.WITH_NUMBA)
-        if self.adapt or (free and measured.edges.verdict is not None):
+        if self.adapt or (free and self._gives_verdict()):
             adapted = self._partition(measured, _ADAPT)
             score = mean_fscore(y, adapted.cpu().numpy(), scored)
             if score > found[1] + ALIKE:
@@ -480,19 +484,22 @@ class SDTClustering(TrainedClustering):
         """
         from sklearn.utils.validation import check_is_fitted
 
+        check_is_fitted(self, 'rule_')
+        self.check_adapt(adapt)
         rule = None
         if adapt is not None:
-            check_is_fitted(self, 'rule_')
-            self.check_adapt(adapt)
             rule = _ADAPT if adapt else self.rule_
         return self._predict(X, neighbors, rule)
 
     def check_adapt(self, adapt: Optional[bool]) -> None:
-        r"""Raises a :class:`ValueError` unless a fitted model can cluster
-        with :obj:`adapt` as :meth:`predict` takes it.
+        r"""Raises a :class:`ValueError`, or an :class:`ImportError` without
+        numba, unless a fitted model can cluster with :obj:`adapt` as
+        :meth:`predict` takes it.
         """
-        if adapt and self.transformer_ is None and self.predictor != 'rank':
+        if adapt and not self._gives_verdict():
             raise ValueError(_NO_VERDICT)
+        if adapt:
+            _require_numba()
         if adapt is False and self.rule_.merge == _ADAPT.merge:
             raise ValueError("The model has no edge rule to keep: settings "
                              "found on each set anew were better when it was "
@@ -527,9 +534,11 @@ class SDTClustering(TrainedClustering):
     def _reads_features(self) -> bool:
         return self.tokens == 'feature' or self.predictor == 'bilstm'
 
+    def _gives_verdict(self) -> bool:
+        return self.attention is not None or self.predictor == 'rank'
+
     def _adapt(self, table: Table, edges: Edges) -> np.ndarray:
-        if edges.verdict is None:
-            raise ValueError(_NO_VERDICT)
+        assert edges.verdict is not None  # Else it was refused.
         raised = table.neighbors.similarity + table.background[1] * (
             edges.verdict - .5)
         ranked = table.neighbors.reranked(raised)

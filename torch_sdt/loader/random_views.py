@@ -49,9 +49,6 @@ class RandomViews(NeighborSubgraphs):
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
-        if y.shape != (x.size(0), ):
-            raise ValueError(f"'y' must have shape [{x.size(0)}] (got "
-                             f"{list(y.shape)})")
         y = y.unique(return_inverse=True)[1]
         self.all_x, self.all_y, self.width = x, y, k
         self.view_size, self.relate = view_size, relate

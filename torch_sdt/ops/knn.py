@@ -18,7 +18,7 @@ from torch_sdt.ops.search import (
     ShardedSearch,
     TorchClusterSearch,
 )
-from torch_sdt.typing import Devices, check_seed, require
+from torch_sdt.typing import Devices, check_integer, check_seed, require
 
 # Below these sizes an exact search costs minutes on a CPU, and less than cells
 # on a GPU.
@@ -105,8 +105,7 @@ def knn_blocks(
     """
     n = x.size(0)
     check_seed(seed)
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)):
-        raise ValueError(f"'k' must be an integer (got {k!r})")
+    check_integer('k', k)
     if not 1 <= k <= n:
         raise ValueError(f"'k' must be between 1 and the number of samples "
                          f"{n} (got {k})")

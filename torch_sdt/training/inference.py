@@ -11,7 +11,7 @@ from torch_sdt.io import PathLike
 from torch_sdt.loader import BatchLoader
 from torch_sdt.progress import progress
 from torch_sdt.resume import keep
-from torch_sdt.training.trainer import PRECISIONS
+from torch_sdt.training.trainer import check_precision
 
 
 class _Answers:
@@ -74,9 +74,7 @@ def infer(
     if loader.shuffle:
         raise ValueError("The loader shuffles: rows would come out in another "
                          "order than the nodes")
-    if precision not in PRECISIONS:
-        raise ValueError(f"'precision' must be one of {list(PRECISIONS)} (got "
-                         f"{precision!r})")
+    check_precision(precision)
     total = loader.nodes.numel()
     if total == 0:
         raise ValueError("There are no nodes to infer")

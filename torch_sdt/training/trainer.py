@@ -22,6 +22,13 @@ PRECISIONS = ('32-true', 'bf16-mixed')
 _FORMAT = 1
 
 
+def check_precision(precision: str) -> None:
+    r"""Raises a :class:`ValueError` unless Fabric is asked for it here."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"'precision' must be one of {list(PRECISIONS)} (got "
+                         f"{precision!r})")
+
+
 class TrainingLoader(Protocol):
     r"""What :class:`Trainer` asks of a loader, see
     :class:`~torch_sdt.loader.BatchLoader`.
@@ -101,9 +108,7 @@ class Trainer:
             raise ValueError(f"'lr' must be positive (got {lr})")
         if patience is not None:
             check_count('patience', patience)
-        if precision not in PRECISIONS:
-            raise ValueError(f"'precision' must be one of {list(PRECISIONS)} "
-                             f"(got {precision!r})")
+        check_precision(precision)
         self.epochs = epochs
         self.lr = lr
         self.weight_decay = weight_decay
