@@ -17,6 +17,8 @@ from torch_sdt.training import infer
 
 # Width, layers, heads and feed-forward width of the network.
 SIZES = {'small': (128, 2, 4, 256), 'base': (336, 6, 6, 1024)}
+# Samples that it sees: more are no better, and it is the slowest a sample.
+_SHOWN = 20_000
 # What the thresholds are chosen from; published are .9 and .65.
 _TAU1 = (.2, .3, .4, .5, .6, .7, .8, .9, .95)
 _TAU2 = (0., .2, .3, .4, .5, .6, .65, .7, .8, .9)
@@ -57,7 +59,7 @@ class Clusformer(TrainedClustering):
             6 heads as published, or :obj:`"small"`, 2 + 2 layers of width
             128. (default: :obj:`"small"`)
         epochs (int, optional): Passes of the training. (default: as many as
-            show 40,000 samples)
+            show 20,000 samples)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Samples in a batch.
             (default: :obj:`64`)
@@ -135,7 +137,7 @@ class Clusformer(TrainedClustering):
     def _learn(self, table: Table, y: Tensor, held_out: Table,
                y_held_out: Tensor) -> None:
         self._train('transformer', self._subgraphs(table, y),
-                    self._clusters(held_out, y_held_out))
+                    self._clusters(held_out, y_held_out), shown=_SHOWN)
 
     def _subgraphs(self, table: Table, y: Optional[Tensor] = None
                    ) -> NeighborSubgraphs:

@@ -17,7 +17,7 @@ from torch_sdt.typing import check_count
 # Widths of the network.
 SIZES = {'small': 128, 'base': 512}
 # Pivots that it sees: a subgraph holds hundreds of nodes.
-_SHOWN = 20_000
+_SHOWN = 10_000
 # The largest clusters to choose from: multiples of quantiles of the training
 # identities' sizes.
 _QUANTILES, _FACTORS = (.5, .9, 1.), (1., 2.)
@@ -81,7 +81,7 @@ class LGCN(TrainedClustering):
         size (str, optional): Width of the network: :obj:`"base"`, 512 as
             published, or :obj:`"small"`, 128. (default: :obj:`"small"`)
         epochs (int, optional): Passes of the training. (default: as many as
-            show 20,000 pivots)
+            show 10,000 pivots)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Pivots in a batch. (default: :obj:`32`)
         val_share (float, optional): Share of identities that is held out.
