@@ -826,6 +826,7 @@ def test_a_rule_is_not_compared_without_numba(monkeypatch):
         return torch.zeros(measured.table.x.size(0), dtype=torch.long)
 
     monkeypatch.setattr(torch_sdt.typing, 'WITH_NUMBA', False)
+    monkeypatch.setattr(model, 'rule_', EdgeRule())
     monkeypatch.setattr(model, 'likeness_', 1.)
     monkeypatch.setattr(model, '_partition', partition, raising=False)
     assert model.predict(world('test')[0]).max() == 0
@@ -846,6 +847,10 @@ def test_without_numba(monkeypatch):
             estimator(adapt=True).fit(x, y)
         with pytest.raises(ImportError, match="requires 'numba'"):
             model.predict(x, adapt=True)
+        # A model without a rule has nothing else.
+        patch.setattr(model, 'rule_', model.rule_._replace(merge='adapt'))
+        with pytest.raises(ImportError, match="requires 'numba'"):
+            model.predict(x)
 
 
 def test_adapt_asks_for_what_is_there(monkeypatch):

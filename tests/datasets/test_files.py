@@ -117,7 +117,7 @@ def test_line_ends(tmp_path, content):
         1, -2, 3]
 
 
-@pytest.mark.parametrize('line', [b'1.0', b'', b'anna', b'1 2', b'nan',
+@pytest.mark.parametrize('line', [b'1.0', b'', b'anna', b'1 2', b'nan', b'1_0',
                                   b'9223372036854775808', b'\xff'])
 def test_a_line_that_is_no_integer(tmp_path, line):
     path = write(tmp_path / 'y.meta', b'4\n5\n' + line + b'\n6\n')

@@ -498,9 +498,10 @@ class SDTClustering(TrainedClustering):
         """
         if adapt and not self._gives_verdict():
             raise ValueError(_NO_VERDICT)
-        if adapt:
+        no_rule = self.rule_.merge == _ADAPT.merge
+        if adapt or (no_rule and adapt is None):
             _require_numba()
-        if adapt is False and self.rule_.merge == _ADAPT.merge:
+        if no_rule and adapt is False:
             raise ValueError("The model has no edge rule to keep: settings "
                              "found on each set anew were better when it was "
                              "fitted, or asked for")

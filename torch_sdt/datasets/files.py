@@ -169,17 +169,24 @@ def _map_npy(path: str) -> np.ndarray:
 def _read_lines(path: str) -> np.ndarray:
     try:
         with open(path, 'rb') as f:
-            return np.fromiter(map(int, f), dtype=np.int64)
+            return np.fromiter(map(_integer, f), dtype=np.int64)
     except (ValueError, OverflowError):
         _raise_at_first_bad_line(path)
         raise
+
+
+def _integer(line: bytes) -> int:
+    # Unlike Python, labels have no digits in groups: 1_0 is not 10.
+    if b'_' in line:
+        raise ValueError
+    return int(line)
 
 
 def _raise_at_first_bad_line(path: str) -> None:
     with open(path, 'rb') as f:
         for number, line in enumerate(f, start=1):
             try:
-                np.int64(int(line))
+                np.int64(_integer(line))
             except (ValueError, OverflowError):
                 text = line[:80].decode(errors='replace').strip()
                 raise ValueError(f"Line {number} of '{path}' is no integer "
