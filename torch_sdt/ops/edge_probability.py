@@ -1,4 +1,3 @@
-import torch
 from torch import Tensor
 
 
@@ -45,10 +44,12 @@ def edge_probability(
             positive.
     """
     check_transform(transform, tau)
-    distance = 2 - 2 * similarity.clamp(min=0)
+    # One new tensor, not one an operation: a large one costs as much to fetch
+    # from the system as to fill.
+    distance = similarity.clamp(min=0).mul_(-2).add_(2)
     if transform == 'sigmoid':
-        return torch.sigmoid(-(delta * distance + epsilon))
-    return torch.exp(-distance / tau)
+        return distance.mul_(delta).add_(epsilon).neg_().sigmoid_()
+    return distance.neg_().div_(tau).exp_()
 
 
 def check_transform(transform: str, tau: float) -> None:
