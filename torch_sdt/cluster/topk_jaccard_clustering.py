@@ -26,7 +26,6 @@ from torch_sdt.cluster._selection import (
 from torch_sdt.cluster.base import NeighborClustering
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.background import Background, estimate_background
-from torch_sdt.ops.edge_probability import edge_probability
 from torch_sdt.ops.jaccard import topk_jaccard
 from torch_sdt.ops.local_scaling import local_scaling
 from torch_sdt.ops.locality_order import locality_order
@@ -206,7 +205,6 @@ class TopKJaccardClustering(NeighborClustering):
         # fine.
         ladders: Deque[_Ladder] = deque()
         thresholds = self._thresholds()
-        probability = edge_probability(table.similarity)
         # The map equation runs on one core: as many levels at once as there
         # are cores, and no more, since each holds its graph in memory.
         workers = torch.get_num_threads()
@@ -214,7 +212,7 @@ class TopKJaccardClustering(NeighborClustering):
                 ThreadPoolExecutor(workers) as pool:
             for threshold in thresholds:
                 k = (table.similarity >= threshold).sum(dim=1).clamp(min=1)
-                jaccard = topk_jaccard(table, k, probability)
+                jaccard = topk_jaccard(table, k)
                 full = len(ladders) == workers
                 ready = ladders.popleft().levels() if full else ()
                 graph = symmetric_csr(table, jaccard)

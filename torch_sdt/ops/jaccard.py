@@ -67,6 +67,7 @@ def topk_jaccard(
     """
     index = neighbors.index
     n, width = index.shape
+    spare = probability is None  # Nobody else's, free to be changed.
     if probability is None:
         probability = edge_probability(neighbors.similarity)
     if probability.shape != index.shape:
@@ -84,7 +85,7 @@ def topk_jaccard(
         out = jaccard_triton(index, length, probability.detach())
         return out.to(probability.dtype)
     return _jaccard(rowptr, index.reshape(-1), length,
-                    probability.reshape(-1)).view(n, width)
+                    probability.reshape(-1), spare).view(n, width)
 
 
 def topk_jaccard_csr(
@@ -119,12 +120,12 @@ def topk_jaccard_csr(
     return _jaccard(rowptr, col, length, probability)
 
 
-def _jaccard(rowptr: Tensor, col: Tensor, length: Tensor, probability: Tensor
-             ) -> Tensor:
+def _jaccard(rowptr: Tensor, col: Tensor, length: Tensor, probability: Tensor,
+             spare: bool = False) -> Tensor:
     _check_probability(probability, rowptr)
     if (torch_sdt.typing.WITH_NUMBA and not col.is_cuda
             and not _needs_torch(probability)):
-        return _jaccard_numba(rowptr, col, length, probability)
+        return _jaccard_numba(rowptr, col, length, probability, spare)
     return _jaccard_torch(rowptr, col, length, probability)
 
 
@@ -204,14 +205,14 @@ def _check_k(k: Optional[Union[int, Tensor]], n: int, width: int,
 
 
 def _jaccard_numba(rowptr: Tensor, col: Tensor, length: Tensor,
-                   probability: Tensor) -> Tensor:
+                   probability: Tensor, spare: bool) -> Tensor:
     from torch_sdt.ops._jaccard_kernel import jaccard_kernel, row_key
 
     probability = probability.detach()
     if probability.dtype == torch.float64:  # The kernel knows single only.
         probability = _relative(rowptr, probability)
-    # A private copy: the kernel normalises it in place.
-    p = probability.to(torch.float32, copy=True).contiguous()
+    # The kernel normalises in place, unless it is given a copy its own.
+    p = probability.to(torch.float32, copy=not spare).contiguous()
     out = torch.zeros_like(p)
     # Unsigned: no index counts from the end, and asking whether one does
     # costs a fifth of the time.

@@ -72,6 +72,23 @@ def test_shapes(kind, relations, in_channels, width):
     assert torch.allclose(model(alone), out[7:8], atol=1e-5)
 
 
+@all_kinds
+@pytest.mark.parametrize('first', [1, 2, K, K + 1])
+@pytest.mark.parametrize('num_layers', [1, 2])
+def test_the_first_tokens_are_the_same_without_the_others(kind, first,
+                                                          num_layers):
+    model = encoder(relations=2, num_layers=num_layers, **kind)
+    batch = gather(features(), relations=2)
+    out, some = model(batch)[:, :first], model(batch, first)
+    assert some.shape == out.shape
+    assert torch.allclose(some, out, atol=1e-5)
+    weights = (model.relation_weight, model.layers[0].norm1.weight)
+    grad, same = (torch.autograd.grad(tokens[..., 0].square().sum(), weights)
+                  for tokens in (out, some))
+    for a, b in zip(grad, same):
+        assert torch.allclose(a, b, atol=1e-4) and float(a.norm()) > 0
+
+
 def test_cosines_to_oneself_do_not_count():
     model, batch = encoder(relations=2), gather(features(), relations=2)
     other = batch.similarity.clone()

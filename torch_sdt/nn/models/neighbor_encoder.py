@@ -122,12 +122,15 @@ class NeighborEncoder(torch.nn.Module):
         torch.nn.init.uniform_(self.relation_weight, -bound, bound)
         torch.nn.init.normal_(self.rank, std=.02)
 
-    def forward(self, batch: SubgraphBatch) -> Tensor:
+    def forward(self, batch: SubgraphBatch, first: Optional[int] = None
+                ) -> Tensor:
         r"""Runs the forward pass of the module.
 
         Args:
             batch (SubgraphBatch): The subgraphs; sparse attention needs their
                 ``k``.
+            first (int, optional): How many of the tokens are wanted: the last
+                layer makes no others. (default: all)
         """
         rows, width = self._rows(batch), batch.similarity.size(-1)
         weight = self.relation_weight[:, :width].flatten(0, 1)
@@ -137,8 +140,9 @@ class NeighborEncoder(torch.nn.Module):
             x = x + self.lin_feature(batch.x * batch.x.size(-1)**.5)
         allowed, keep = self._allowed(batch.k, width)
         for layer in self.layers:
-            x = layer(x, allowed, keep)
-        return self.norm(x)
+            wanted = first if layer is self.layers[-1] else None
+            x = layer(x, allowed, keep, wanted)
+        return self.norm(x[:, :first])
 
     def balance_loss(self) -> Tensor:
         r"""The mean :attr:`MixtureOfExperts.balance_loss` of the layers in the
@@ -212,11 +216,12 @@ class _Layer(torch.nn.Module):
         self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, x: Tensor, allowed: Optional[Tensor],
-                keep: Optional[Tensor]) -> Tensor:
+                keep: Optional[Tensor], first: Optional[int] = None) -> Tensor:
         h = self.norm1(x)
         if self.diff:
-            h = self.attention(h, mask=allowed, k=keep)
+            h = self.attention(h, mask=allowed, k=keep)[:, :first]
         else:
-            h = self.attention(h, h, h, need_weights=False)[0]
-        x = x + self.dropout(self.lin_out(h))
+            query = h if first is None else h[:, :first]
+            h = self.attention(query, h, h, need_weights=False)[0]
+        x = x[:, :first] + self.dropout(self.lin_out(h))
         return x + self.dropout(self.ffn(self.norm2(x)))

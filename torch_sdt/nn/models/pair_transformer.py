@@ -83,8 +83,8 @@ class PairTransformer(torch.nn.Module):
         # the cosines, and training identities are not learned by heart.
         z = self.encoder(SubgraphBatch(batch.node, index,
                                        x @ x.transpose(1, 2),
-                                       x * x.size(-1)**-.5))
-        both = torch.cat([x[:, :2], self.lin(z[:, :2])], dim=-1)
+                                       x * x.size(-1)**-.5), first=2)
+        both = torch.cat([x[:, :2], self.lin(z)], dim=-1)
         return self.mlp(both.flatten(1)).squeeze(-1)
 
     def loss(self, batch: PairBatch) -> Tensor:
