@@ -112,6 +112,7 @@ if args.jobs < 1 or (args.jobs > 1 and not args.isolate):
     parser.error('--jobs is a number of processes; --no-isolate runs in one')
 rows = Rows(f'{args.out}.csv')
 hard = Rows(f'{args.out}_hard.csv', quiet=True)
+committed = Rows(osp.join(RESULTS, 'compare.csv'))
 
 
 def write_case(path, data, seed, plain):
@@ -133,6 +134,12 @@ def write_case(path, data, seed, plain):
     np.savez(path, **case)
 
 
+def seconds(name):
+    r"""What a method took in the committed table."""
+    return sum(float(row['fit_seconds'] or 0) for row in committed.rows
+               if row['method'] == name)
+
+
 def finished(left, path, seed):
     r"""Methods, as they come to an end, each with a call that gives its result
     or raises what it raised.
@@ -142,9 +149,10 @@ def finished(left, path, seed):
             yield name, partial(run_method, name, path, seed, args.budget)
         return
     with ThreadPoolExecutor(args.jobs) as pool:
-        # What takes longest is last in the table, and begins first.
+        # What takes longest begins first, so that no process is alone at last.
         running = {pool.submit(alone, run_method, name, path, seed,
-                               args.budget): name for name in left[::-1]}
+                               args.budget): name
+                   for name in sorted(left, key=seconds, reverse=True)}
         for done in as_completed(running):
             yield running[done], done.result
 
