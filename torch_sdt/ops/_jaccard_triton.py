@@ -14,8 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# More than any id; rows that are sorted at once.
-_NONE, _ROWS = 2**31 - 1, 2**20
+# More than any id: where a row trusts no more.
+_NONE: tl.constexpr = tl.constexpr(2**31 - 1)
+# That are sorted at once.
+_ROWS = 2**20
 
 
 @triton.jit
@@ -23,23 +25,21 @@ def _jaccard_kernel(index, ids, p, length, mass, out, width,
                     BLOCK: tl.constexpr, HALVINGS: tl.constexpr):
     i = tl.program_id(0).to(tl.int64)
     lane = tl.arange(0, BLOCK)
-    k_i = tl.load(length + i)
-    inside = lane < k_i
-    mine = tl.load(ids + i * width + lane, mask=inside, other=-1)
+    inside = lane < width
+    mine = tl.load(ids + i * width + lane, mask=inside, other=_NONE)
     p_i = tl.load(p + i * width + lane, mask=inside, other=0.)
     mass_i = tl.load(mass + i)
-    for r in range(k_i):
+    for r in range(tl.load(length + i)):
         j = tl.load(index + i * width + r)
-        k_j = tl.load(length + j)
         # The last of j's entries that is not greater, or the first.
         place = tl.zeros([BLOCK], dtype=tl.int32)
         for halving in tl.static_range(HALVINGS):
             ahead = place + (BLOCK >> (halving + 1))
-            theirs = tl.load(ids + j * width + ahead, mask=ahead < k_j,
-                             other=2147483647)
-            place = tl.where(theirs <= mine, ahead, place)
-        theirs = tl.load(ids + j * width + place)
-        common = inside & (theirs == mine)
+            theirs = tl.load(ids + j * width + ahead, mask=ahead < width,
+                             other=_NONE)
+            place = tl.where((ahead < width) & (theirs <= mine), ahead, place)
+        # Where both trust no more they agree, and have no weight.
+        common = tl.load(ids + j * width + place) == mine
         p_j = tl.load(p + j * width + place, mask=common, other=0.)
         both = tl.sum(tl.where(common, p_i + p_j, 0.), axis=0)
         # A row with any weight sums to one.
@@ -79,7 +79,7 @@ def _by_id(index: Tensor, length: Tensor, probability: Tensor
         part = slice(start, start + _ROWS)
         beyond = rank >= length[part].view(-1, 1)
         ids[part], order = index[part].int().masked_fill(
-            beyond, _NONE).sort(dim=1)
+            beyond, _NONE.value).sort(dim=1)
         value = probability[part].float().masked_fill(beyond, 0)
         p[part] = value.gather(1, order)
     return ids, p

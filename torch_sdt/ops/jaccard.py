@@ -211,7 +211,7 @@ def _jaccard_numba(rowptr: Tensor, col: Tensor, length: Tensor,
     probability = probability.detach()
     if probability.dtype == torch.float64:  # The kernel knows single only.
         probability = _relative(rowptr, probability)
-    # The kernel normalises in place, unless it is given a copy its own.
+    # The kernel normalises in place: what is not spare is copied.
     p = probability.to(torch.float32, copy=not spare).contiguous()
     out = torch.zeros_like(p)
     # Unsigned: no index counts from the end, and asking whether one does
