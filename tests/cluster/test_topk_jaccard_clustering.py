@@ -7,6 +7,7 @@ import torch
 from torch_sdt.cluster import CosineMapEquation, TopKJaccardClustering
 from torch_sdt.cluster._selection import (
     Partition,
+    judge,
     likelihoods,
     nested,
     select,
@@ -142,7 +143,12 @@ def test_select_takes_each_cluster_at_its_best_level():
     tree = [torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3])]
     scores = [torch.tensor([1., 5.]).double(),
               torch.tensor([2., 2., 1., 1.]).double()]
-    some, score = torch.zeros(4, dtype=torch.bool), scores.__getitem__
+    some = torch.zeros(4, dtype=torch.bool)
+
+    def score(depth, asked):
+        assert asked.all()
+        return scores[depth]
+
     cluster, level = select(tree, score, 0, some, 80, .2)
     assert level.tolist() == [1, 1, 0, 0]
     assert cluster[0] != cluster[1] and cluster[2] == cluster[3]
@@ -159,7 +165,13 @@ def test_select_keeps_together_what_the_table_cannot_show_as_one():
     tree = [torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 2, 3])]
     scores = [torch.tensor([1., 1.]).double(),
               torch.tensor([.65, .65, .65, .65]).double()]
-    full, score = torch.tensor([True, True, True, False]), scores.__getitem__
+    full = torch.tensor([True, True, True, False])
+    wanted = []
+
+    def score(depth, asked):
+        wanted.append((depth, asked.tolist()))
+        return scores[depth]
+
     # Parts that are no wider than the table are seen, and so is what does
     # not trust all of it: there a gain of 20 % is enough.
     for base in (0, 1):
@@ -167,3 +179,17 @@ def test_select_keeps_together_what_the_table_cannot_show_as_one():
         assert found.tolist() == [1, 1, 1, 1]
         found = select(tree, score, base, full, 1, .2)[1]
         assert found.tolist() == [0, 0, 1, 1]
+    # Of unions those that may stand are asked for, and no others.
+    assert wanted[-2:] == [(1, [True] * 4), (0, [True, False])]
+
+
+def test_clusters_that_are_not_asked_for_change_nothing_for_those_that_are():
+    x, y = small_world((5, 40), 30)
+    neighbors, background = Neighbors.build(x), estimate_background(x, 0)
+    cluster = torch.from_numpy(y)
+    every = judge(x, neighbors, cluster, background)
+    asked = torch.arange(30) % 3 == 1
+    some = judge(x, neighbors, cluster, background, asked)
+    assert torch.equal(some.likelihood, every.likelihood)
+    assert torch.allclose(some.separation[asked], every.separation[asked])
+    assert int(some.separation.count_nonzero()) == int(asked.sum())

@@ -1,7 +1,7 @@
 r"""Which of many partitions fits features best, judged without labels."""
 from __future__ import annotations
 
-from typing import Callable, List, NamedTuple, Sequence, Tuple
+from typing import Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -58,8 +58,9 @@ def quality(separation: float, likelihood: float) -> float:
 
 
 def silhouettes(x: Tensor, neighbors: Neighbors, partition: Partition,
-                background: Background) -> Tensor:
-    r"""The silhouette of every sample (`Rousseeuw, 1987
+                background: Background, rows: Optional[Tensor] = None
+                ) -> Tensor:
+    r"""The silhouettes of samples (`Rousseeuw, 1987
     <https://doi.org/10.1016/0377-0427(87)90125-7>`_) in mean cosines.
 
     With :math:`a_i` the mean cosine of sample :math:`i` to the others of its
@@ -79,16 +80,23 @@ def silhouettes(x: Tensor, neighbors: Neighbors, partition: Partition,
         neighbors (Neighbors): Their table.
         partition (Partition): Their clusters.
         background (Background): See :meth:`estimate_background`.
+        rows (torch.Tensor, optional): The samples, int64, ``[R]``.
+            (default: all of them)
 
     Returns:
-        torch.Tensor: float32, shape ``[N]``.
+        torch.Tensor: float32, shape ``[R]``.
     """
     from torch_sdt.cluster._silhouette_kernel import silhouette_kernel
 
     cluster, size, total = partition
+    if rows is None:
+        rows = torch.arange(cluster.numel())
+    asked = torch.zeros_like(size, dtype=torch.bool)
+    asked[cluster[rows]] = True
+    rival = _rivals(partition, asked)
     return torch.from_numpy(silhouette_kernel(
         x.numpy(), neighbors.index.numpy(), cluster.numpy(), total.numpy(),
-        size.numpy(), _rivals(partition).numpy(), background.location))
+        size.numpy(), rival.numpy(), rows.numpy(), background.location))
 
 
 def likelihoods(partition: Partition, background: Background) -> Tensor:
@@ -134,15 +142,19 @@ def likelihoods(partition: Partition, background: Background) -> Tensor:
 
 
 def judge(x: Tensor, neighbors: Neighbors, cluster: Tensor,
-          background: Background) -> Scores:
+          background: Background, asked: Optional[Tensor] = None) -> Scores:
     r"""How well clusters, numbered from 0, fit features (the arguments of
     :meth:`silhouettes`): of each its :meth:`silhouettes`, summed, and its
-    :meth:`likelihoods`.
+    :meth:`likelihoods`. With :obj:`asked`, bool ``[C]``, silhouettes of these
+    clusters only, and 0 for others.
     """
     partition = Partition.of(x, cluster)
-    of_sample = silhouettes(x, neighbors, partition, background).double()
+    rows = (torch.arange(cluster.numel()) if asked is None else
+            asked[cluster].nonzero().view(-1))
+    of_sample = silhouettes(x, neighbors, partition, background, rows)
     likelihood = likelihoods(partition, background)
-    separation = torch.zeros_like(likelihood).index_add_(0, cluster, of_sample)
+    separation = torch.zeros_like(likelihood).index_add_(
+        0, cluster[rows], of_sample.double())
     return Scores(separation, likelihood)
 
 
@@ -165,8 +177,9 @@ def nested(partitions: Sequence[Tensor], base: int) -> List[Tensor]:
     return out
 
 
-def select(tree: Sequence[Tensor], score: Callable[[int], Tensor], base: int,
-           full: Tensor, width: int, margin: float) -> Tuple[Tensor, Tensor]:
+def select(tree: Sequence[Tensor], score: Callable[[int, Tensor], Tensor],
+           base: int, full: Tensor, width: int, margin: float
+           ) -> Tuple[Tensor, Tensor]:
     r"""The clusters of a tree, from whichever levels, of the largest total
     score: a cluster stands unless its parts, each at its best, score more by
     :obj:`margin`, a share of their score. Unions of the base's clusters do
@@ -179,8 +192,8 @@ def select(tree: Sequence[Tensor], score: Callable[[int], Tensor], base: int,
 
     Args:
         tree (sequence of torch.Tensor): Nested partitions, coarse to fine.
-        score (callable): Gives the score of each cluster of a level. Not
-            asked for unions of which none may stand.
+        score (callable): Gives the score of each cluster of a level; only
+            those of the given clusters, bool ``[C]``, are read.
         base (int): The best single level.
         full (torch.Tensor): Which samples trust all their neighbours, bool,
             shape ``[N]``.
@@ -190,9 +203,9 @@ def select(tree: Sequence[Tensor], score: Callable[[int], Tensor], base: int,
     Returns:
         (torch.Tensor, torch.Tensor): Each sample's cluster and level.
     """
-    best = score(len(tree) - 1)
-    square = torch.bincount(tree[-1]).double().square()
-    whole = [torch.ones_like(best, dtype=torch.bool)]
+    size = torch.bincount(tree[-1]).double()
+    whole = [torch.ones_like(size, dtype=torch.bool)]
+    best, square = score(len(tree) - 1, whole[0]), size.square()
     for depth in range(len(tree) - 2, -1, -1):
         parent = torch.empty(best.numel(), dtype=torch.long)
         parent[tree[depth + 1]] = tree[depth]
@@ -204,7 +217,7 @@ def select(tree: Sequence[Tensor], score: Callable[[int], Tensor], base: int,
         unseen &= torch.bincount(tree[depth], full) >= _MOST * size
         stands = unseen if depth < base else torch.ones_like(unseen)
         if stands.any():
-            own = score(depth)
+            own = score(depth, stands)
             gain = torch.where(unseen, 1.5 * margin, margin)
             stands = stands & (own >= parts - gain * parts.abs())
             best = torch.where(stands, own, parts)
@@ -223,14 +236,14 @@ def select(tree: Sequence[Tensor], score: Callable[[int], Tensor], base: int,
     return cluster, level
 
 
-def _rivals(partition: Partition) -> Tensor:
+def _rivals(partition: Partition, asked: Tensor) -> Tensor:
     # The clusters with the nearest means, [C, min(16, C - 1)]; of small ones
-    # themselves, which are none.
+    # and those not asked for themselves, which are none.
     _, size, total = partition
     mean = total / size.view(-1, 1)
     width = min(_RIVALS, size.numel() - 1)
     rival = torch.arange(size.numel()).view(-1, 1).repeat(1, width)
-    large = (size >= _SMALL).nonzero().view(-1)
+    large = (asked & (size >= _SMALL)).nonzero().view(-1)
     rows = max(2**24 // size.numel(), 1)
     # One piece of memory for all: new ones are fetched page by page.
     room, mean_t = mean.new_empty(rows, size.numel()), mean.t().contiguous()

@@ -250,9 +250,9 @@ class TopKJaccardClustering(NeighborClustering):
         # are relative to the base, so that units cancel.
         best = self.levels_[base]
 
-        def score(depth: int) -> Tensor:
+        def score(depth: int, asked: Tensor) -> Tensor:
             separation, likelihood = scores if depth == base else judge(
-                x, neighbors, tree[depth], self.background_)
+                x, neighbors, tree[depth], self.background_, asked)
             return (separation / max(best.separation, 1e-6) +
                     _LIKELIHOOD * likelihood / max(best.likelihood, 1e-6))
 
