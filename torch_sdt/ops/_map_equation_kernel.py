@@ -13,11 +13,22 @@ import numpy as np
 _CACHE, _PARTS = 2**22, 16
 # Bits a step of the walk, of a code of ten and more.
 _NOTHING = 1e-7
+# Of each cluster, side by side in memory since they are read together: the
+# flow P_m of its nodes, the rate q_m at which it is left, the flow into it from
+# the node at hand, P(q_m) and P(q_m + P_m).
+_INSIDE, _LEAVE, _TO, _TERM_LEAVE, _TERM_BOTH = range(5)
 
 
 @numba.njit(cache=True)
 def _plogp(x):
     return x * np.log2(x) if x > 0 else 0.
+
+
+@numba.njit(cache=True)
+def _set_terms(of, m):
+    # What the codelength holds of a cluster.
+    of[m, _TERM_LEAVE] = _plogp(of[m, _LEAVE])
+    of[m, _TERM_BOTH] = _plogp(of[m, _LEAVE] + of[m, _INSIDE])
 
 
 @numba.njit(cache=True)
@@ -27,17 +38,18 @@ def _move_nodes(indptr, indices, weight, scale, node_flow, cluster, order,
     code; changes :obj:`cluster` in place and returns the gain in bits.
     """
     n = node_flow.size
-    inside = np.zeros(n)  # P_m, the flow of the nodes of a cluster
-    leave = np.zeros(n)  # q_m, the rate at which it is left
+    of = np.zeros((n, 5))
     size = np.zeros(n, dtype=np.int64)
     for i in range(n):
         m = cluster[i]
-        inside[m] += node_flow[i]
+        of[m, _INSIDE] += node_flow[i]
         size[m] += 1
         for e in range(indptr[i], indptr[i + 1]):
             if cluster[indices[e]] != m:
-                leave[m] += scale * weight[e]
-    total_leave = leave.sum()
+                of[m, _LEAVE] += scale * weight[e]
+    total_leave = of[:, _LEAVE].sum()
+    for m in range(n):
+        _set_terms(of, m)
     empty = np.empty(n, dtype=np.int64)  # free cluster names, as a stack
     num_empty = 0
     for m in range(n):
@@ -45,7 +57,6 @@ def _move_nodes(indptr, indices, weight, scale, node_flow, cluster, order,
             empty[num_empty] = m
             num_empty += 1
 
-    to = np.zeros(n)  # flow from the node at hand into each cluster
     seen = np.empty(n, dtype=np.int64)
     queued = np.ones(n, dtype=np.bool_)
     gain = 0.
@@ -65,18 +76,18 @@ def _move_nodes(indptr, indices, weight, scale, node_flow, cluster, order,
                 flow = scale * weight[e]
                 out += flow
                 m = cluster[j]
-                if to[m] == 0.:
+                if of[m, _TO] == 0.:
                     seen[num_seen] = m
                     num_seen += 1
-                to[m] += flow
+                of[m, _TO] += flow
             # The old cluster without i.
-            old_leave = leave[old] - out + 2. * to[old]
+            old_leave = of[old, _LEAVE] - out + 2. * of[old, _TO]
             if size[old] == 1:
                 old_leave = 0.
-            old_inside = inside[old] - node_flow[i]
-            rest = total_leave - leave[old] + max(old_leave, 0.)
-            base = (2. * (_plogp(leave[old]) - _plogp(old_leave)) -
-                    _plogp(leave[old] + inside[old]) +
+            old_inside = of[old, _INSIDE] - node_flow[i]
+            rest = total_leave - of[old, _LEAVE] + max(old_leave, 0.)
+            base = (2. * (of[old, _TERM_LEAVE] - _plogp(old_leave)) -
+                    of[old, _TERM_BOTH] +
                     _plogp(old_leave + old_inside))
             best, best_delta = old, -min_gain
             best_leave = 0.
@@ -90,32 +101,34 @@ def _move_nodes(indptr, indices, weight, scale, node_flow, cluster, order,
                 m = seen[s]
                 if m == old:
                     continue
-                new_leave = leave[m] + out - 2. * to[m]
-                new_inside = inside[m] + node_flow[i]
-                delta = (_plogp(rest - leave[m] + new_leave) - now + base +
-                         2. * (_plogp(leave[m]) - _plogp(new_leave)) -
-                         _plogp(leave[m] + inside[m]) +
+                new_leave = of[m, _LEAVE] + out - 2. * of[m, _TO]
+                new_inside = of[m, _INSIDE] + node_flow[i]
+                delta = (_plogp(rest - of[m, _LEAVE] + new_leave) - now + base +
+                         2. * (of[m, _TERM_LEAVE] - _plogp(new_leave)) -
+                         of[m, _TERM_BOTH] +
                          _plogp(new_leave + new_inside))
                 if delta < best_delta:
                     best, best_delta, best_leave = m, delta, new_leave
             for s in range(num_seen):
-                to[seen[s]] = 0.
+                of[seen[s], _TO] = 0.
             if best == old:
                 continue
             gain -= best_delta
             moved += 1
             if size[best] == 0:
                 num_empty -= 1
-            total_leave = rest - leave[best] + best_leave
-            leave[old], inside[old] = max(old_leave, 0.), old_inside
-            leave[best] = best_leave
-            inside[best] += node_flow[i]
+            total_leave = rest - of[best, _LEAVE] + best_leave
+            of[old, _LEAVE], of[old, _INSIDE] = max(old_leave, 0.), old_inside
+            of[best, _LEAVE] = best_leave
+            of[best, _INSIDE] += node_flow[i]
             size[old] -= 1
             size[best] += 1
             if size[old] == 0:
-                leave[old], inside[old] = 0., 0.
+                of[old, _LEAVE], of[old, _INSIDE] = 0., 0.
                 empty[num_empty] = old
                 num_empty += 1
+            _set_terms(of, old)
+            _set_terms(of, best)
             cluster[i] = best
             for e in range(indptr[i], indptr[i + 1]):
                 queued[indices[e]] = True
