@@ -192,7 +192,7 @@ def _aggregate(indptr, indices, weight, scale, cluster, num_clusters):
                     count += 1
                 new_flow[position[c]] += scale * weight[e]
         new_indptr[m + 1] = count
-    return new_indptr, new_indices[:count].copy(), new_flow[:count].copy()
+    return new_indptr, new_indices[:count], new_flow[:count]
 
 
 @numba.njit(cache=True, nogil=True)
