@@ -165,7 +165,7 @@ def plot(rows, path):
     peak = {}
     for row in rows:
         if row['stage'] == 'all settings':
-            peak[int(row['n'])] = float(row['peak_mb']) / 1000
+            peak[int(row['n'])] = float(row['peak_mb']) * 2**20 / 1e9
     right.loglog(*zip(*sorted(peak.items())), marker='o', color='#D55E00')
     left.set(xlabel='Faces', ylabel='Seconds')
     right.set(xlabel='Faces', ylabel='Peak memory of the process, GB')
