@@ -58,9 +58,9 @@ def quality(separation: float, likelihood: float) -> float:
 
 
 def silhouettes(x: Tensor, neighbors: Neighbors, partition: Partition,
-                background: Background, rows: Optional[Tensor] = None
+                background: Background, asked: Optional[Tensor] = None
                 ) -> Tensor:
-    r"""The silhouettes of samples (`Rousseeuw, 1987
+    r"""The silhouette of every sample (`Rousseeuw, 1987
     <https://doi.org/10.1016/0377-0427(87)90125-7>`_) in mean cosines.
 
     With :math:`a_i` the mean cosine of sample :math:`i` to the others of its
@@ -80,23 +80,21 @@ def silhouettes(x: Tensor, neighbors: Neighbors, partition: Partition,
         neighbors (Neighbors): Their table.
         partition (Partition): Their clusters.
         background (Background): See :meth:`estimate_background`.
-        rows (torch.Tensor, optional): The samples, int64, ``[R]``.
-            (default: all of them)
+        asked (torch.Tensor, optional): The clusters whose samples' are
+            wanted, bool, ``[C]``; others get 0. (default: all)
 
     Returns:
-        torch.Tensor: float32, shape ``[R]``.
+        torch.Tensor: float32, shape ``[N]``.
     """
     from torch_sdt.cluster._silhouette_kernel import silhouette_kernel
 
     cluster, size, total = partition
-    if rows is None:
-        rows = torch.arange(cluster.numel())
-    asked = torch.zeros_like(size, dtype=torch.bool)
-    asked[cluster[rows]] = True
+    if asked is None:
+        asked = torch.ones_like(size, dtype=torch.bool)
     rival = _rivals(partition, asked)
     return torch.from_numpy(silhouette_kernel(
         x.numpy(), neighbors.index.numpy(), cluster.numpy(), total.numpy(),
-        size.numpy(), rival.numpy(), rows.numpy(), background.location))
+        size.numpy(), rival.numpy(), asked.numpy(), background.location))
 
 
 def likelihoods(partition: Partition, background: Background) -> Tensor:
@@ -145,16 +143,13 @@ def judge(x: Tensor, neighbors: Neighbors, cluster: Tensor,
           background: Background, asked: Optional[Tensor] = None) -> Scores:
     r"""How well clusters, numbered from 0, fit features (the arguments of
     :meth:`silhouettes`): of each its :meth:`silhouettes`, summed, and its
-    :meth:`likelihoods`. With :obj:`asked`, bool ``[C]``, silhouettes of these
-    clusters only, and 0 for others.
+    :meth:`likelihoods`.
     """
     partition = Partition.of(x, cluster)
-    rows = (torch.arange(cluster.numel()) if asked is None else
-            asked[cluster].nonzero().view(-1))
-    of_sample = silhouettes(x, neighbors, partition, background, rows)
+    of_sample = silhouettes(x, neighbors, partition, background, asked)
     likelihood = likelihoods(partition, background)
     separation = torch.zeros_like(likelihood).index_add_(
-        0, cluster[rows], of_sample.double())
+        0, cluster, of_sample.double())
     return Scores(separation, likelihood)
 
 
