@@ -14,7 +14,10 @@ Beside them, in the same process,
 * `the field's way`: FC-ES as it is published, Python loops over samples and
   one `add_link` call an edge, up to `--field` faces (the search excluded);
 * `limit`: what the multiplications of the search would take at the rate at
-  which this machine multiplies two 2048 x 2048 matrices.
+  which this machine multiplies two 2048 x 2048 matrices; and what it would take
+  to read, at the rate at which memory is copied, the ids and weights that the
+  Jaccard compares (of each trusted neighbour those it trusts, though many of
+  them stay in cache), and for the map equation its graph, once.
 
 What the approximate search costs in F: cells.py. Writes
 benchmarks/results/scale.csv and, with the fitted exponents, scale.png; goes on
@@ -38,10 +41,11 @@ from torch_sdt.metrics import bcubed_scores, pairwise_scores
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import locality_order, normalize_features, topk_jaccard
 from torch_sdt.ops.knn import RECALL
-from torch_sdt.ops.map_equation import table_communities
+from torch_sdt.ops.map_equation import symmetric_csr, table_communities
 from torch_sdt.ops.search import CellSearch, ExactSearch
 
 _EXACT = 4096
+_ENTRY = 8  # Bytes of an id and a weight.
 
 
 def timed(call):
@@ -55,20 +59,38 @@ def seconds_a_flop():
     return min(timed(lambda: a @ a)[1] for _ in range(8)) / (2 * 2048**3)
 
 
+def seconds_a_byte():
+    a = torch.zeros(2**26)
+    b = torch.zeros_like(a)
+    # Read here, written there.
+    return min(timed(lambda: b.copy_(a))[1] for _ in range(8)) / (2 * a.nbytes)
+
+
 def scores(y, labels):
     return {f'{name}_f': f'{100 * function(y, labels).fscore:.2f}'
             for name, function in (('pairwise', pairwise_scores),
                                    ('bcubed', bcubed_scores))}
 
 
-def one_pass(table):
-    # One setting: neighbours above a cosine, Jaccard, map equation.
+def in_order(table):
     order = locality_order(table)
-    table = table.permute(order)
+    return order.argsort(), table.permute(order)
+
+
+def one_pass(table):
+    # One setting: neighbours above a cosine, Jaccard, map equation. The
+    # labels, seconds of each, and what each has to read.
+    (back, table), ordered = timed(lambda: in_order(table))
     k = (table.similarity >= .35).sum(dim=1).clamp(min=1)
-    weight = topk_jaccard(table, k)
-    cluster = table_communities(table, weight, 'numba')
-    return cluster[order.argsort()].numpy()
+    weight, jaccard = timed(lambda: topk_jaccard(table, k))
+    cluster, communities = timed(
+        lambda: table_communities(table, weight, 'numba'))
+    trusted = torch.arange(table.k) < k.view(-1, 1)
+    entries = int(k[table.index[trusted]].sum())
+    edges = symmetric_csr(table, weight).nnz
+    return cluster[back].numpy(), {
+        'order': (ordered, None), 'Jaccard': (jaccard, entries * _ENTRY),
+        'map equation': (communities, edges * _ENTRY)}
 
 
 def as_published(table):
@@ -102,12 +124,12 @@ def measure(n, field, k=80):
     table = Neighbors.search(few, 40)
     one_pass(table)  # Compiles, and loads what is compiled,
     TopKJaccardClustering().fit(few, neighbors=table)  # as does this.
-    rate = seconds_a_flop()
+    rate, byte = seconds_a_flop(), seconds_a_byte()
     forget_peak()
     rows = []
 
     def stage(name, seconds, **more):
-        rows.append({'n': n, 'stage': name, 'seconds': f'{seconds:.2f}',
+        rows.append({'n': n, 'stage': name, 'seconds': f'{seconds:.3f}',
                      'peak_mb': f"{memory('VmHWM'):.0f}", **more})
         print(*rows[-1].values(), flush=True)
 
@@ -124,8 +146,13 @@ def measure(n, field, k=80):
     stage('kNN', seconds, **found)
     stage('kNN, of which the cells', built)
     stage('kNN, limit', flops * rate)
-    labels, seconds = timed(lambda: one_pass(table))
-    stage('one pass', seconds, **scores(faces.y, labels))
+    labels, parts = one_pass(table)
+    stage('one pass', sum(seconds for seconds, _ in parts.values()),
+          **scores(faces.y, labels))
+    for name, (seconds, size) in parts.items():
+        stage(f'one pass, of which {name}', seconds)
+        if size is not None:
+            stage(f'{name}, limit', size * byte)
     model = TopKJaccardClustering(verbose=sys.stderr.isatty())
     labels, seconds = timed(lambda: model.fit_predict(x, neighbors=table))
     stage('all settings', seconds, **scores(faces.y, labels))
