@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_sdt.neighbors import Neighbors
+from torch_sdt.ops.aligned import aligned_empty
 from torch_sdt.ops.background import Background
 
 _RIVALS = 16
@@ -241,7 +242,7 @@ def _rivals(partition: Partition, asked: Tensor) -> Tensor:
     large = (asked & (size >= _SMALL)).nonzero().view(-1)
     rows = max(2**24 // size.numel(), 1)
     # One piece of memory for all: new ones are fetched page by page.
-    room, mean_t = mean.new_empty(rows, size.numel()), mean.t().contiguous()
+    room, mean_t = aligned_empty(rows, size.numel(), mean), mean.t()
     for part in large.split(rows):
         product = torch.mm(mean[part], mean_t, out=room[:part.numel()])
         product[torch.arange(part.numel()), part] = -torch.inf

@@ -6,6 +6,7 @@ from typing import Tuple
 import torch
 from torch import Tensor
 
+from torch_sdt.ops.aligned import aligned_empty, aligned_product
 from torch_sdt.ops.background import estimate_background
 from torch_sdt.ops.search.exact_search import ExactSearch
 from torch_sdt.ops.search.halves import in_halves
@@ -156,18 +157,23 @@ class CellSearch:
         width = int(stop[:, -1].max())
         similarity = torch.full((rows.numel(), width), -torch.inf,
                                 device=rows.device)
-        query, column = self.x[rows].float(), torch.arange(
-            int(self.size.max()), device=rows.device)
-        # Who asks for a cell, and where the answer goes.
+        query, flat = self.x[rows].float(), similarity.view(-1)
+        # Who asks for a cell, and where in memory the answer begins.
         cell, order = probe.flatten().sort(stable=True)
-        who, at = order // probe.size(1), start.flatten()[order]
+        who = order // probe.size(1)
+        at = who * width + start.flatten()[order]
         count = cell.bincount(minlength=self.num_cells).tolist()
         for member, i, j in zip(self.member.split(self.size.tolist()),
                                 who.split(count), at.split(count)):
             if i.numel() > 0 and member.numel() > 0:
-                similarity[i.view(-1, 1),
-                           j.view(-1, 1) + column[:member.numel()]] = (
-                    query[i] @ self.x[member].float().t())
+                # A run of its row each: copied as such, and rows are picked
+                # whole, which is several times as fast as entry by entry.
+                length = member.numel()
+                runs = flat.as_strided(
+                    (flat.numel() - length + 1, length), (1, 1))
+                runs.index_copy_(0, j, aligned_product(
+                    query.index_select(0, i),
+                    self.x.index_select(0, member).float().t()))
         similarity, place = similarity.topk(min(k, width))
         which = torch.searchsorted(stop, place, right=True).clamp(
             max=probe.size(1) - 1)
@@ -216,7 +222,7 @@ def _nearest(x: Tensor, centroids: Tensor, num: int) -> Tensor:
     # The ids of the nearest centroids, int32 [N, num], nearest first. All
     # products in the same memory: new ones are fetched page by page.
     out = torch.empty(x.size(0), num, dtype=torch.int, device=x.device)
-    room = centroids.new_empty(min(_ROWS, x.size(0)), centroids.size(0))
+    room = aligned_empty(min(_ROWS, x.size(0)), centroids.size(0), centroids)
     for part, place in zip(x.split(_ROWS), out.split(_ROWS)):
         product = torch.mm(part.float(), centroids.t(),
                            out=room[:part.size(0)])

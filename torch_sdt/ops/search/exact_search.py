@@ -5,6 +5,7 @@ from typing import Optional, Tuple
 import torch
 from torch import Tensor
 
+from torch_sdt.ops.aligned import aligned_product
 from torch_sdt.ops.search.halves import in_halves
 from torch_sdt.ops.search.row_blocks import RowBlocks
 
@@ -71,7 +72,8 @@ class ExactSearch(RowBlocks):
         index = rows.new_empty(rows.numel(), 0)
         step = max(k, self.tile // max(rows.numel(), 1))
         for start in range(0, x.size(0), step):
-            score = query @ x[start:start + step].to(dtype).t()
+            score = aligned_product(query,
+                                    x[start:start + step].to(dtype).t())
             score, place = score.topk(min(k, score.size(1)))
             best = torch.cat([best, score], dim=1)
             index = torch.cat([index, place + start], dim=1)
