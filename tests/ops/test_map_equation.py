@@ -414,6 +414,35 @@ def test_communities_of_a_graph_that_no_cache_holds():
         assert torch.equal(out, nodes // 600)
 
 
+def test_communities_after_rounds_of_what_merging_touched(monkeypatch):
+    # As short as after rounds of all nodes, and shorter than after one.
+    pytest.importorskip('numba')
+    from torch_sdt.ops import _map_equation_kernel as kernel
+
+    # What draws random numbers must be Python, too, to be seeded.
+    for name in ('communities_kernel', '_order'):
+        monkeypatch.setattr(kernel, name, getattr(kernel, name).py_func)
+
+    def length(graph, seed):
+        out = map_equation_communities(*graph, backend='numba', seed=seed)
+        return float(map_equation(out, *graph))
+
+    lengths = []
+    for graph in fuzzy():
+        for seed in range(3):
+            with monkeypatch.context() as context:
+                all_nodes = length(graph, seed)
+                context.setattr(kernel, '_CACHE', 0)
+                touched = length(graph, seed)
+                context.setattr(kernel, '_queue_merged', lambda *args: False)
+                once = length(graph, seed)
+            assert touched <= once
+            lengths.append((all_nodes, touched, once))
+    all_nodes, touched, once = zip(*lengths)
+    assert sum(touched) < 1.005 * sum(all_nodes)
+    assert sum(a < b for a, b in zip(touched, once)) >= 6
+
+
 def test_communities_of_isolated_nodes(backend):
     # At the end, in the middle, and at the start.
     triangles = torch.cat([cliques([3, 3]), bridge((2, 3))], dim=1)

@@ -33,9 +33,10 @@ def _set_terms(of, m):
 
 @numba.njit(cache=True)
 def _move_nodes(indptr, indices, weight, scale, node_flow, cluster, order,
-                min_gain):
+                min_gain, queued):
     r"""Moves single nodes to neighbouring clusters while that shortens the
-    code; changes :obj:`cluster` in place and returns the gain in bits.
+    code, those that are :obj:`queued` and whatever their moves touch; changes
+    :obj:`cluster` and the queue in place and returns the gain in bits.
     """
     n = node_flow.size
     of = np.zeros((n, 5))
@@ -58,7 +59,6 @@ def _move_nodes(indptr, indices, weight, scale, node_flow, cluster, order,
             num_empty += 1
 
     seen = np.empty(n, dtype=np.int64)
-    queued = np.ones(n, dtype=np.bool_)
     gain = 0.
     for _ in range(1000):
         moved = 0
@@ -195,6 +195,20 @@ def _aggregate(indptr, indices, weight, scale, cluster, num_clusters):
     return new_indptr, new_indices[:count], new_flow[:count]
 
 
+@numba.njit(cache=True)
+def _queue_merged(indptr, indices, cluster, num_parts, queued):
+    r"""Queues the nodes of clusters that were merged from several, and those
+    beside them; returns whether there are any.
+    """
+    found = False
+    for i in range(cluster.size):
+        if num_parts[cluster[i]] > 1:
+            found = queued[i] = True
+            for e in range(indptr[i], indptr[i + 1]):
+                queued[indices[e]] = True
+    return found
+
+
 @numba.njit(cache=True, nogil=True)
 def strength_kernel(indptr, weight):
     r"""The sum of each row, in double precision."""
@@ -215,17 +229,20 @@ def communities_kernel(indptr, indices, weight, scale, node_flow, cluster,
 
     Rounds of moving nodes and then whole clusters (Louvain), and again from
     the nodes, until a round gains next to nothing: what clusters were merged
-    into can still lose single nodes.
+    into can still lose single nodes. In a graph that no cache holds, rounds
+    after the first begin with the nodes that merging touched.
     """
     np.random.seed(seed)
     n = node_flow.size
+    queued = np.ones(n, dtype=np.bool_)
     for _ in range(20):
         gain = _move_nodes(indptr, indices, weight, scale, node_flow, cluster,
-                           _order(n, indices.size), 1e-12)
+                           _order(n, indices.size), 1e-12, queued)
         # Whole clusters, level by level.
         count = _renumber(cluster)
         level_indptr, level_indices, level_flow = _aggregate(
             indptr, indices, weight, scale, cluster, count)
+        num_parts = np.ones(count, dtype=np.int64)
         while True:
             level_node_flow = np.zeros(count)
             for i in range(n):
@@ -233,7 +250,8 @@ def communities_kernel(indptr, indices, weight, scale, node_flow, cluster,
             level_cluster = np.arange(count).astype(cluster.dtype)
             level_gain = _move_nodes(
                 level_indptr, level_indices, level_flow, 1., level_node_flow,
-                level_cluster, _order(count, level_indices.size), 1e-12)
+                level_cluster, _order(count, level_indices.size), 1e-12,
+                np.ones(count, dtype=np.bool_))
             gain += level_gain
             if level_gain <= 0.:
                 break
@@ -243,7 +261,14 @@ def communities_kernel(indptr, indices, weight, scale, node_flow, cluster,
             level_indptr, level_indices, level_flow = _aggregate(
                 level_indptr, level_indices, level_flow, 1., level_cluster,
                 new_count)
-            count = new_count
+            merged = np.zeros(new_count, dtype=np.int64)
+            for m in range(count):
+                merged[level_cluster[m]] += num_parts[m]
+            count, num_parts = new_count, merged
         if gain < _NOTHING:
+            break
+        if indices.size <= _CACHE:
+            queued[:] = True
+        elif not _queue_merged(indptr, indices, cluster, num_parts, queued):
             break
     return cluster
