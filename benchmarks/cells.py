@@ -22,7 +22,7 @@ from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import normalize_features
 
 METHODS = {
-    'one pass': lambda x, table: one_pass(table),
+    'one pass': lambda x, table: one_pass(table)[0],
     'all settings': lambda x, table: TopKJaccardClustering().fit_predict(
         x, neighbors=table),
 }
