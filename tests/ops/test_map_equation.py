@@ -17,6 +17,7 @@ from torch_sdt.ops import (
     map_equation_communities,
     map_equation_ladder,
     naive,
+    topk_jaccard,
 )
 from torch_sdt.ops.map_equation import (
     ladder_csr,
@@ -801,6 +802,20 @@ def test_table_communities(backend, share):
     degree = edge_index.reshape(-1).bincount(minlength=300)
     size = cluster.bincount()[cluster]
     assert bool((size[degree == 0] == 1).all())
+
+
+@pytest.mark.parametrize('extra', [2**31, 2**32])
+def test_ids_beyond_32_bits(backend, extra):
+    # Cut to 32 bits, the second would be the id that was meant.
+    index = torch.tensor([[0, 1], [1, 2], [2, 0]])
+    index[1, 1] += extra
+    with pytest.raises(ValueError, match=f"names node {extra + 2}, but"):
+        map_equation_communities(index.t(), num_nodes=3, backend=backend)
+    table = Neighbors(index, torch.ones(3, 2))
+    with pytest.raises(ValueError, match='Row 1 has a neighbour outside'):
+        topk_jaccard(table)
+    with pytest.raises(ValueError, match='outside 0..2|are nodes 0..2'):
+        table_communities(table, torch.ones(3, 2), backend)
 
 
 def test_table_communities_directed():
