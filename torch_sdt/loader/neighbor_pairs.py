@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torch_sdt.loader.batch_loader import BatchLoader
@@ -98,8 +99,8 @@ class NeighborPairs(BatchLoader[PairBatch]):
         same = None
         if self.y is not None:
             same = self.y[both[:, 0]] == self.y[both[:, 1]]
-        return PairBatch(both[:, 0], both[:, 1], index, self.x[index].float(),
-                         same)
+        x = F.embedding(index, self.x).float()
+        return PairBatch(both[:, 0], both[:, 1], index, x, same)
 
     def __repr__(self) -> str:
         return (f'{self.__class__.__name__}({self.neighbors}, '

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
@@ -202,7 +203,8 @@ class NeighborSubgraphs(BatchLoader[SubgraphBatch]):
         r"""The subgraphs of some nodes, int64, shape ``[B]``."""
         nodes = nodes.to(self.neighbors.index.device)
         index = self.neighbors.index[nodes]
-        x = self.x[index].float()
+        # Picks whole rows, several times as fast as x[index] on a CPU.
+        x = F.embedding(index, self.x).float()
         relation = None
         if len(self.relations) > 0:
             parts = []

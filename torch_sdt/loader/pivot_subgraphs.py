@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from torch_sdt.loader.batch_loader import BatchLoader
@@ -119,7 +120,8 @@ class PivotSubgraphs(BatchLoader[PivotBatch]):
         same = None
         if self.y is not None:
             same = self.y[first] == self.y[nodes].view(-1, 1)
-        x = self.x[index].float() - self.x[nodes].float().unsqueeze(1)
+        x = F.embedding(index, self.x).float()
+        x = x - self.x[nodes].float().unsqueeze(1)
         return PivotBatch(nodes, index, mask, x, self._links(index, mask),
                           first.size(1), same)
 
