@@ -81,7 +81,10 @@ for seed in range(args.seeds):
             for adapt in (False, True):
                 method = f'{kind}, adapt' if adapt else kind
                 if not rows.has(data=name, method=method, seed=seed):
-                    labels = model.predict(x, neighbors, adapt=adapt)
+                    # A model that took `adapt` by itself has no rule.
+                    labels = model.predict(
+                        x, neighbors,
+                        adapt=adapt or model.rule_.merge == 'adapt')
                     rows.add(data=name, method=method, seed=seed,
                              **percent(y, labels))
 
