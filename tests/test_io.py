@@ -121,7 +121,8 @@ def test_tensors_of_any_safetensors_reader(tmp_path):
     data = (tmp_path / 'out').read_bytes()
     size = int.from_bytes(data[:8], 'little')
     header = json.loads(data[8:8 + size])
-    assert json.loads(header['__metadata__']['torch_sdt']) == META
+    meta = json.loads(header['__metadata__']['torch_sdt'])
+    assert len(meta.pop('fingerprint')) == 16 and meta == META
 
 
 @pytest.mark.parametrize('meta', [{'a': torch.ones(1)}, {'a': {1, 2}}])
@@ -164,6 +165,19 @@ def test_truncated_tensors(tmp_path, keep):
     assert path.read_bytes() == data
 
 
+def test_a_flipped_bit_anywhere(tmp_path):
+    # safetensors itself sees the header's structure only.
+    path = tmp_path / 'out.safetensors'
+    save_tensors(path, {'a': torch.arange(9.), 'b': torch.ones(2, 3)}, META)
+    data = path.read_bytes()
+    load_tensors(path)
+    for at in range(len(data)):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 1 << at % 8]) +
+                         data[at + 1:])
+        with pytest.raises(ValueError, match="out.safetensors'"):
+            load_tensors(path)
+
+
 def test_files_of_other_kinds(tmp_path):
     path = tmp_path / 'out.safetensors'
     for write_other in (
@@ -180,8 +194,9 @@ def test_files_of_other_kinds(tmp_path):
         save_file({'a': torch.ones(2)}, path, meta)
         with pytest.raises(ValueError, match='not written by torch_sdt'):
             load_tensors(path)
-    # Ours, it says, but what it says is no JSON.
-    save_file({'a': torch.ones(2)}, path, {'torch_sdt': '{"a": '})
+    # Ours, it says, but of other tensors.
+    save_file({'a': torch.ones(2)}, path,
+              {'torch_sdt': '{"fingerprint": "0123456789abcdef"}'})
     with pytest.raises(ValueError, match='damaged'):
         load_tensors(path)
 

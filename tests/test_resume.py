@@ -5,11 +5,11 @@ import torch
 
 from torch_sdt import neighbors
 from torch_sdt import resume as module
+from torch_sdt.io import fingerprint
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import normalize_features
 from torch_sdt.ops.knn import KNNBlocks
 from torch_sdt.ops.search import row_blocks
-from torch_sdt.resume import fingerprint
 
 
 @pytest.fixture(autouse=True)

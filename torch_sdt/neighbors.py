@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_sdt.io import PathLike, atomic_path
+from torch_sdt.io import PathLike, atomic_path, fingerprint
 from torch_sdt.typing import Device, Devices
 
 # What reading a damaged archive raises: RuntimeError for flipped flags that
@@ -125,7 +125,7 @@ class Neighbors:
         """
         from torch_sdt.ops.knn import RECALL, knn_blocks
         from torch_sdt.progress import progress
-        from torch_sdt.resume import fingerprint, keep
+        from torch_sdt.resume import keep
 
         x, n = x.detach(), x.size(0)
         recall = RECALL if recall is None else recall

@@ -1,9 +1,8 @@
 r"""Long work in parts that survive a kill."""
 from __future__ import annotations
 
-import hashlib
 import os
-from typing import Any, Iterator, Optional, Protocol, Tuple
+from typing import Iterator, Optional, Protocol, Tuple
 
 import torch
 from torch import Tensor
@@ -36,7 +35,7 @@ def keep(blocks: Blocks, folder: PathLike, group: Optional[int] = None
     not.
 
     Files are written whole or not at all; a damaged one is made again. The
-    folder must belong to this very work (:meth:`fingerprint`).
+    folder must belong to this very work (:meth:`~torch_sdt.io.fingerprint`).
     """
     os.makedirs(folder, exist_ok=True)
     step = _GROUP if group is None else group
@@ -54,16 +53,3 @@ def keep(blocks: Blocks, folder: PathLike, group: Optional[int] = None
             save_tensors(path, tensors, {
                 'blocks': [first, stop, len(blocks)]})
         yield tuple(tensors[str(i)] for i in range(len(tensors)))
-
-
-def fingerprint(*parts: Any) -> str:
-    r"""A short name of tensors and settings: another one for others."""
-    out = hashlib.sha256()
-    for part in parts:
-        if not isinstance(part, Tensor):
-            out.update(repr(part).encode())
-            continue
-        out.update(repr((part.dtype, list(part.shape))).encode())
-        for block in part.detach().reshape(-1).split(2**24):
-            out.update(block.cpu().numpy().tobytes())
-    return out.hexdigest()[:16]
