@@ -690,6 +690,7 @@ def test_unknown_arguments(monkeypatch):
     (lambda x, y: (x, np.where(y == y[5], np.nan, y)), 'has no label'),
     (lambda x, y: (x, np.zeros_like(y)), 'at least 8 identities.*got 1'),
     (lambda x, y: (x, y % 7), 'at least 8 identities.*got 7'),
+    (lambda x, y: (x, np.arange(y.size)), 'has two samples'),
     (lambda x, y: (x, y, np.zeros_like(y)), 'one group'),
     (lambda x, y: (x, y, y[1:]), "'groups' must have shape"),
     (lambda x, y: (x, y, np.arange(y.size)), 'in two groups'),

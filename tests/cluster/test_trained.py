@@ -210,10 +210,14 @@ def test_bad_input(estimator):
         raw.fit(bad, y)
     with pytest.raises(NotFittedError):
         raw.predict(x)
-    for name, value in (('k', 1), ('epochs', 0), ('epochs', 1.5), ('lr', 0.),
-                        ('batch_size', 0), ('val_share', 1.)):
+    for name, value in (('k', 1), ('k', 8.), ('k', '8'), ('epochs', 0),
+                        ('epochs', 1.5), ('lr', 0.), ('batch_size', 0),
+                        ('val_share', 1.)):
         with pytest.raises(ValueError, match=f"'{name}'"):
             clone(estimator).set_params(**{name: value}).fit(x, y)
+    # The rule would suit tables as narrow.
+    with pytest.raises(ValueError, match='lists 7 neighbours.*take 8.*k=7'):
+        raw.fit(x, y, neighbors=Neighbors.build(x, 7))
     with pytest.raises(ValueError, match="'size'"):
         clone(estimator).set_params(size='huge').fit(x, y)
     with pytest.raises(ValueError, match='dimension 32'):
@@ -382,13 +386,15 @@ def test_a_table_in_double_precision():
                           expected)
 
 
-@pytest.mark.parametrize('damage', ['arguments', 'k', 'rule'])
+@pytest.mark.parametrize('damage', ['arguments', 'k', 'rule', 'size'])
 def test_damaged_settings(damage, tmp_path):
     path = tmp_path / 'model.safetensors'
     fitted(ESTIMATORS[0]).save(path)
     tensors, meta = load_tensors(path)
     if damage == 'k':
         del meta['k']
+    elif damage == 'size':
+        meta['arguments']['size'] = 'smalL'
     else:
         meta[damage]['banana'] = 1
     save_tensors(path, tensors, meta)
@@ -423,6 +429,9 @@ def test_lists():
 
 
 def test_one_held_out_sample():
-    x, y = np.eye(10, dtype=np.float32) + .1, np.arange(10)
+    y = np.arange(10)
+    train, _ = split_identities(y.repeat(2), share=.01)
+    y = np.append(y, y.repeat(2)[train[::2]])
+    x = np.eye(10, dtype=np.float32)[y] + .1
     model = LCEPCE(k=8, epochs=1, val_share=.01).fit(x, y)
-    assert model.predict(x).shape == (10, )
+    assert model.predict(x).shape == (19, )

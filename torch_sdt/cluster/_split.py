@@ -55,8 +55,9 @@ def split_identities(
         (numpy.ndarray, numpy.ndarray): Two arrays of rows, int64, ascending.
 
     Raises:
-        ValueError: If there are too few identities or groups, or an identity
-            is in two groups.
+        ValueError: If there are too few identities or groups, an identity is
+            in two groups, or those that are left to train are fewer than two
+            or have one sample each.
     """
     y = check_labels(y, np.shape(y)[0])
     num = int(y.max()) + 1
@@ -79,4 +80,12 @@ def split_identities(
     held = np.random.default_rng(seed).permutation(count)
     held = held[:min(max(round(share * count), 1), count - 1)]
     val = np.isin(group, held)
+    size = np.bincount(y[~val])
+    if (size > 0).sum() < 2:
+        raise ValueError(f"Of {num} identities in {count} groups one alone "
+                         f"would be left to train: make smaller groups, or "
+                         f"hold out another share or by another seed")
+    if size.max() < 2:
+        raise ValueError("No identity that is left to train has two samples, "
+                         "so that there is nothing to learn from them")
     return np.flatnonzero(~val), np.flatnonzero(val)

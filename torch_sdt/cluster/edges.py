@@ -93,8 +93,12 @@ class Edges:
         return self._jaccard[beta]
 
     def weight(self, rule: EdgeRule) -> Tensor:
-        r"""The weights of a rule, 0 where there is no edge, shape
+        r"""The weights of a rule, 0 where there is no edge, float32, shape
         ``[N, K]``.
+
+        Raises:
+            ValueError: If its merge is unknown, or needs a verdict and there
+                is none.
         """
         if rule.merge == 'verdict':
             weight = self._verdict()

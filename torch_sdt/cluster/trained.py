@@ -23,18 +23,17 @@ from torch.nn import Module
 
 from torch_sdt.cluster._split import check_labels, split_identities
 from torch_sdt.cluster.edges import mean_fscore
-from torch_sdt.io import load_tensors, save_tensors
+from torch_sdt.io import fingerprint, load_tensors, save_tensors
 from torch_sdt.loader import BatchLoader
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops.background import Background, estimate_background
 from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.progress import progress
-from torch_sdt.resume import fingerprint
 from torch_sdt.training import History, Trainer
 from torch_sdt.training.seeded import seeded
 from torch_sdt.training.trainer import TrainingLoader, Validate
-from torch_sdt.typing import ArrayLike, check_count, check_seed
+from torch_sdt.typing import ArrayLike, check_count, check_integer, check_seed
 
 Self = TypeVar('Self', bound='TrainedClustering')
 
@@ -186,9 +185,10 @@ class TrainedClustering(BaseEstimator):
                 ones included.
             groups (optional): What keeps related identities on one side of
                 the validation split, shape ``[N]``. (default: :obj:`None`)
-            neighbors (Neighbors, optional): A ready table for :obj:`X`, on
-                which the rule is chosen and what follows is learned; before,
-                training and held-out samples get tables of their own. Of
+            neighbors (Neighbors, optional): A ready table for :obj:`X`, of
+                :obj:`k` neighbours at least, on which the rule is chosen and
+                what follows is learned; before, training and held-out samples
+                get tables of their own. Of
                 more than 50,000 samples the rule is chosen on some, with a
                 table of their own. (default: :obj:`None`)
 
@@ -208,9 +208,13 @@ class TrainedClustering(BaseEstimator):
         width = self.k
         if width is None:
             width = min(default_k(x.size(0)), train.size)
-        if not 2 <= width <= min(train.size, x.size(0)):
+        if not 2 <= width <= train.size:
             raise ValueError(f"'k' must be between 2 and the number of "
                              f"training samples {train.size} (got {width})")
+        if neighbors is not None and neighbors.k < width:
+            raise ValueError(f"The table lists {neighbors.k} neighbours, and "
+                             f"the networks take {width}: search for as many, "
+                             f"or set k={neighbors.k}")
         self.k_, self.n_features_in_ = width, x.size(1)
         # Until all is learned anew there is nothing to predict by.
         self.__dict__.pop('rule_', None)
@@ -300,6 +304,8 @@ class TrainedClustering(BaseEstimator):
     def _check_arguments(self) -> None:
         # The trainer checks the arguments that are its own.
         self._trainer(1, 'model')
+        if self.k is not None:
+            check_integer('k', self.k)
         check_count('batch_size', self.batch_size)
         if not 0 < self.val_share < 1:
             raise ValueError(f"'val_share' must be between 0 and 1 (got "
@@ -520,10 +526,10 @@ class TrainedClustering(BaseEstimator):
             model.rule_ = cls._rule(**meta['rule'])
             for name in cls._figures:
                 setattr(model, name, float(meta['figures'][name]))
-        except (KeyError, TypeError) as e:
+            model._build_networks()
+        except (KeyError, TypeError, ValueError) as e:
             raise ValueError(f"The settings in '{path}' are damaged: {e}"
                              ) from e
-        model._build_networks()
         for name in cls._networks:
             network = getattr(model, f'{name}_')
             if network is not None:

@@ -72,6 +72,9 @@ class SubgraphBatch:
         cosine), ``edge_attr`` (the relations, shape ``[E, R]``, if there are
         any), ``rank``, and ``n_id``, the node's index in the whole graph.
         Edges are sorted by target.
+
+        Raises:
+            ValueError: If the subgraphs were loaded with ``pairs=False``.
         """
         (size, k), device = self.index.shape, self.index.device
         if self.similarity.size(1) != k:

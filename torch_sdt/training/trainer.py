@@ -85,6 +85,10 @@ class Trainer:
         name (str, optional): What is trained. (default: :obj:`"model"`)
         verbose (bool, optional): If :obj:`True`, shows a progress bar.
             (default: :obj:`False`)
+
+    Raises:
+        ValueError: If :obj:`epochs` or :obj:`patience` is no positive integer,
+            :obj:`lr` is not positive, or :obj:`precision` is unknown.
     """
 
     def __init__(

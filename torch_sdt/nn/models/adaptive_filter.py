@@ -27,6 +27,10 @@ class AdaptiveFilter(torch.nn.Module):
             (default: :obj:`256`)
         dropout (float, optional): Dropout probability in the perceptron.
             (default: :obj:`.5`)
+
+    Shapes:
+        - **input:** a :class:`~torch_sdt.loader.SubgraphBatch`
+        - **output:** the share :math:`k / K` of shape :math:`(B)`
     """
 
     def __init__(self, k: int, in_channels: int, hidden_channels: int = 256,

@@ -19,8 +19,9 @@ class MixtureOfExperts(torch.nn.Module):
     .. math::
         \mathbf{y} = \sum_{e \in \mathrm{top}_T(\mathbf{g})}
         \frac{g_e}{\sum_{f \in \mathrm{top}_T(\mathbf{g})} g_f} \,
-        \mathbf{W}^{(2)}_e \, \mathrm{GELU}(\mathbf{W}^{(1)}_e \mathbf{x} +
-        \mathbf{b}^{(1)}_e) + \mathbf{b}^{(2)}_e.
+        \left( \mathbf{W}^{(2)}_e \,
+        \mathrm{GELU}(\mathbf{W}^{(1)}_e \mathbf{x} + \mathbf{b}^{(1)}_e) +
+        \mathbf{b}^{(2)}_e \right).
 
     So that no expert idles, :attr:`balance_loss` is that of `"Switch
     Transformers" <https://arxiv.org/abs/2101.03961>`_:
@@ -39,6 +40,9 @@ class MixtureOfExperts(torch.nn.Module):
     Shapes:
         - **input:** tokens :math:`(*, C)`
         - **output:** tokens :math:`(*, C)`
+
+    Raises:
+        ValueError: If :obj:`top_k` is not in 1..E.
     """
 
     def __init__(self, channels: int, hidden_channels: int, experts: int = 4,

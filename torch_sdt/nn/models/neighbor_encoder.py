@@ -72,6 +72,10 @@ class NeighborEncoder(torch.nn.Module):
     Shapes:
         - **input:** a :class:`~torch_sdt.loader.SubgraphBatch`
         - **output:** tokens :math:`(B, K, C)`
+
+    Raises:
+        ValueError: If :obj:`attention` or :obj:`mask` is unknown, or
+            :obj:`hidden_channels` no multiple of :obj:`heads`.
     """
 
     def __init__(
@@ -130,7 +134,12 @@ class NeighborEncoder(torch.nn.Module):
             batch (SubgraphBatch): The subgraphs; sparse attention needs their
                 ``k``.
             first (int, optional): How many of the tokens are wanted: the last
-                layer makes no others. (default: all)
+                feed-forward block makes no others. (default: all)
+
+        Raises:
+            ValueError: If the subgraphs are wider than :math:`K`, have
+                another number of relations, or miss the ``k`` that sparse
+                attention needs.
         """
         rows, width = self._rows(batch), batch.similarity.size(-1)
         weight = self.relation_weight[:, :width].flatten(0, 1)

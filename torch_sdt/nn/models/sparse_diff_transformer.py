@@ -47,6 +47,10 @@ class SparseDiffTransformer(torch.nn.Module):
         hidden_channels (int, optional): Width of tokens.
             (default: :obj:`128`)
         **kwargs (optional): Further arguments of :class:`NeighborEncoder`.
+
+    Shapes:
+        - **input:** a :class:`~torch_sdt.loader.SubgraphBatch`
+        - **output:** logits :math:`(B, K)`
     """
 
     def __init__(self, k: int, attention: str = 'sparse-diff',

@@ -39,6 +39,14 @@ class TopKPredictor(torch.nn.Module):
         hidden_channels (int, optional): Width of tokens.
             (default: :obj:`128`)
         **kwargs (optional): Further arguments of :class:`NeighborEncoder`.
+
+    Shapes:
+        - **input:** a :class:`~torch_sdt.loader.SubgraphBatch`
+        - **output:** logits :math:`(B, K)`, or :math:`k / K` of shape
+          :math:`(B)`
+
+    Raises:
+        ValueError: If :obj:`head` is unknown.
     """
 
     def __init__(self, k: int, head: str = 'rank', hidden_channels: int = 128,
