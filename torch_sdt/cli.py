@@ -409,7 +409,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--size', choices=('small', 'base'), default='small',
         help='default: %(default)s')
     add('--epochs', type=_at_least(1), help='passes over the samples '
-        '(default: as many as show 40,000)')
+        '(default: as many as show 40,000, at most 25)')
 
     knn = _command(commands, 'knn', _knn, 'write the table of neighbours')
     _add_search(knn, 'TABLE', 'the table of neighbours (.npz)')

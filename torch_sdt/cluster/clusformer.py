@@ -59,7 +59,7 @@ class Clusformer(TrainedClustering):
             6 heads as published, or :obj:`"small"`, 2 + 2 layers of width
             128. (default: :obj:`"small"`)
         epochs (int, optional): Passes of the training. (default: as many as
-            show 20,000 samples)
+            show 20,000 samples, at most 12)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Samples in a batch.
             (default: :obj:`64`)

@@ -93,7 +93,7 @@ class FCESER(TrainedClustering):
             and 8 heads, as published, or :obj:`"small"`, width 128, 2 layers
             and 4 heads. (default: :obj:`"small"`)
         epochs (int, optional): Passes of the training. (default: as many as
-            show 40,000 pairs)
+            show 40,000 pairs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Pairs in a batch. (default: :obj:`128`)
         val_share (float, optional): Share of identities that is held out.

@@ -72,7 +72,8 @@ class GCNVE(TrainedClustering):
             published, or :obj:`"small"`, 128 in GCN-E.
             (default: :obj:`"small"`)
         epochs (int, optional): Passes of each training. (default: as many as
-            show GCN-V 200,000 samples, and GCN-E 40,000)
+            show GCN-V 200,000 samples, at most 125, and GCN-E 40,000, at most
+            25)
         lr (float, optional): Learning rate. (default: :obj:`1e-4`)
         batch_size (int, optional): Samples in a batch.
             (default: :obj:`128`)

@@ -91,7 +91,7 @@ def _connected(neighbors: Neighbors) -> csr_matrix:
     # The distances of the table, in both directions, and links between its
     # components.
     graph = distance_graph(neighbors)
-    # The smaller of two directions, where a missing one is none.
+    # Where both directions are listed they differ by rounding alone.
     both = graph.maximum(graph.T)
     part = connected_components(neighbors.to_edge_index()[0],
                                 neighbors.num_nodes).cpu().numpy()

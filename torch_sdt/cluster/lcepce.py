@@ -70,7 +70,7 @@ class LCEPCE(TrainedClustering):
             3 layers and 8 heads, as published, or :obj:`"small"`, width 128,
             2 layers and 4 heads. (default: :obj:`"small"`)
         epochs (int, optional): Passes of each training. (default: as many as
-            show a network 40,000 samples or pairs)
+            show a network 40,000 samples or pairs, at most 25)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Samples, or pairs, in a batch.
             (default: :obj:`128`)

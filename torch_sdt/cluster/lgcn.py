@@ -81,7 +81,7 @@ class LGCN(TrainedClustering):
         size (str, optional): Width of the network: :obj:`"base"`, 512 as
             published, or :obj:`"small"`, 128. (default: :obj:`"small"`)
         epochs (int, optional): Passes of the training. (default: as many as
-            show 10,000 pivots)
+            show 10,000 pivots, at most 6)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Pivots in a batch. (default: :obj:`32`)
         val_share (float, optional): Share of identities that is held out.

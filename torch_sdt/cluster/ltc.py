@@ -103,7 +103,7 @@ class LTC(TrainedClustering):
         size (str, optional): Width of the networks: :obj:`"base"`, 512 as
             published, or :obj:`"small"`, 128. (default: :obj:`"small"`)
         epochs (int, optional): Passes of each training. (default: as many as
-            show 100,000 proposals)
+            show 100,000 proposals, at most 62)
         lr (float, optional): Learning rate. (default: :obj:`3e-3`)
         batch_size (int, optional): Proposals in a batch.
             (default: :obj:`32`)

@@ -74,7 +74,7 @@ class PairCls(TrainedClustering):
         size (str, optional): Width of the network: :obj:`"base"`, 512, or
             :obj:`"small"`, 256. (default: :obj:`"small"`)
         epochs (int, optional): Passes over up to 100,000 pairs.
-            (default: as many as show 300,000)
+            (default: as many as show 300,000, at most 187)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Pairs in a batch.
             (default: :obj:`128`)

@@ -95,7 +95,7 @@ class STARFC(TrainedClustering):
         size (str, optional): Width of the network: :obj:`"base"`, 512 as
             published, or :obj:`"small"`, 256. (default: :obj:`"small"`)
         epochs (int, optional): Subgraphs, of each of which up to 10,000 pairs
-            are shown. (default: as many as show 100,000)
+            are shown. (default: as many as show 100,000, at most 62)
         lr (float, optional): Learning rate. (default: :obj:`1e-3`)
         batch_size (int, optional): Pairs in a batch.
             (default: :obj:`128`)

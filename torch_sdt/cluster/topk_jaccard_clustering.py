@@ -100,12 +100,12 @@ class TopKJaccardClustering(NeighborClustering):
        silhouette :math:`S` and the log-likelihood :math:`P` of a Gaussian
        model of identities. Around each of the three best the others form a
        tree, from which clusters are taken at whichever level suits them: a
-       cluster stands unless its parts score 20 % more. The score of a cluster
-       is its share of :math:`S` plus half its share of :math:`P`. Clusters of
-       the level in the middle are cut, and united only where they are wider
-       than the table and four fifths of their samples trust all of it: there
-       whatever stays apart must score 30 % more. Of the three results the one
-       of the largest :math:`S \, \sqrt{P}` is returned.
+       cluster stands unless it scores 20 % less than its parts. The score of
+       a cluster is its share of :math:`S` plus half its share of :math:`P`.
+       Clusters of the level in the middle are cut, and united only where they
+       are wider than the table and four fifths of their samples trust all of
+       it: there unless they score 30 % less together than apart. Of the three
+       results the one of the largest :math:`S \, \sqrt{P}` is returned.
 
     So small and large, compact and spread identities are cut each at their
     own level. What to know: an identity whose images fall into modes that

@@ -130,9 +130,10 @@ class TrainedClustering(BaseEstimator):
     :meth:`_measure` (from a table to all that is costly), :meth:`_rules` (the
     thresholds to choose from) and :meth:`_partition` (from the measured and a
     rule to clusters). Here are the split of identities, the choice of the rule
-    on those that are held out, bounded tables, and files. A network keeps the
-    epoch that clusters held-out identities best (:meth:`_clusters`) or, where
-    it does not cluster yet, has the least loss on them. With :obj:`refit`
+    on those that are held out, bounded tables, and files. A network is told
+    to keep the epoch that clusters held-out identities best
+    (:meth:`_clusters`) or, where it does not cluster yet, has the least loss
+    on them. With :obj:`refit`
     networks in the end go on, with all identities, for a third of their
     epochs.
 

@@ -44,8 +44,8 @@ def topk_jaccard(
     row; both keep the measure symmetric.
 
     Without gradients a numba kernel does :math:`\sum_{i,j} k_j` look-ups on a
-    CPU, and a triton kernel compares rows in registers on a GPU; else it is
-    differentiable torch, on any device.
+    CPU, and a triton kernel as many in rows sorted by id on a GPU; else it
+    is differentiable torch, on any device.
 
     Args:
         neighbors (Neighbors): The table, shape ``[N, K]``.

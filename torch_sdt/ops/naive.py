@@ -1,4 +1,5 @@
-r"""The readable definition of every operation in :mod:`torch_sdt.ops`.
+r"""The readable definition of the operations at the heart of
+:mod:`torch_sdt.ops`.
 
 Plain loops over plain numbers: what the tests compare the fast versions with,
 and what a newcomer reads first. Nothing here is meant to be fast.

@@ -17,7 +17,8 @@ def normalize_features(
     path: Optional[PathLike] = None,
 ) -> Tensor:
     r"""Checks features and scales every row to unit length; rows of unit
-    length stay as they are. Both in float32, 65,536 rows at a time.
+    length stay as they are. Both in float32, or float64 for features in it,
+    65,536 rows at a time.
 
     Args:
         x (numpy.ndarray or torch.Tensor): Features, floating point or
@@ -27,8 +28,8 @@ def normalize_features(
             first, unless there is a single sample, whose mean is itself:
             embeddings that share an offset need it. (default: :obj:`False`)
         dtype (torch.dtype, optional): What the rows are kept in, float32, or
-            float16 at half the memory, which :meth:`~torch_sdt.ops.knn_blocks`
-            and :meth:`torch_sdt.neighbors.Neighbors.search` take as well;
+            float16 at half the memory, which
+            :meth:`torch_sdt.neighbors.Neighbors.search` takes as well;
             cosines are then off by :math:`2^{-10}` at most. (default: float32)
         path (str, optional): A file to which the rows are written, without a
             header, and from which they are mapped, so that they need not fit

@@ -71,7 +71,8 @@ class Trainer:
             (default: :obj:`1.`)
         patience (int, optional): Stops after so many epochs without a better
             score. (default: never)
-        seed (int, optional): Seed of order and dropout. (default: :obj:`0`)
+        seed (int, optional): Seed of what is random in the model, such as
+            dropout; the order is that of the loader. (default: :obj:`0`)
         device (str or torch.device, optional): Where to train, and where the
             data are. (default: that of the data)
         precision (str, optional): :obj:`"32-true"`, or :obj:`"bf16-mixed"`

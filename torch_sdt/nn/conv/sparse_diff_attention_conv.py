@@ -58,7 +58,7 @@ class SparseDiffAttentionConv(DiffAttention, MessagePassing):
     :math:`\mathbf{W}_E \mathbf{e}_{i,j}`, with one :math:`\mathbf{W}_E` for
     all three, is added to both keys and to the value. With
     :math:`\lambda = 0` the layer *is* that one with
-    :obj:`root_weight=False`.
+    :obj:`root_weight=False`, both without :obj:`bias`.
 
     Which edges are kept: those of highest :obj:`edge_score`, or, if none is
     given, of the highest logits of the first map, in each head for itself.

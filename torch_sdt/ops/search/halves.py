@@ -11,7 +11,7 @@ def in_halves(search: Callable[[Tensor], Found], rows: Tensor) -> Found:
     r"""Calls :obj:`search` with some rows, or, where a GPU's memory does not
     suffice for them, with one half after the other, and so on.
 
-    Warns once.
+    Warns where it does.
     """
     try:
         return search(rows)
