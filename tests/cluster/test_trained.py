@@ -174,6 +174,14 @@ def test_a_ready_table(estimator):
         model.predict(x, Neighbors.search(normalize_features(x[:50]), 8))
 
 
+def test_the_width_of_a_table_is_the_default_of_k():
+    x, y = world()
+    for k in (5, 12):
+        table = Neighbors.search(normalize_features(x), k)
+        model = GCNVE(**{**SMALL, 'k': None}).fit(x, y, neighbors=table)
+        assert model.k_ == k
+
+
 @all_estimators
 @pytest.mark.parametrize('n', [1, 2, 3, 9])
 def test_few_samples(estimator, n):
@@ -216,7 +224,7 @@ def test_bad_input(estimator):
         with pytest.raises(ValueError, match=f"'{name}'"):
             clone(estimator).set_params(**{name: value}).fit(x, y)
     # The rule would suit tables as narrow.
-    with pytest.raises(ValueError, match='lists 7 neighbours.*take 8.*k=7'):
+    with pytest.raises(ValueError, match='lists 7 neighbours.*take k=8.*k=7'):
         raw.fit(x, y, neighbors=Neighbors.build(x, 7))
     with pytest.raises(ValueError, match="'size'"):
         clone(estimator).set_params(size='huge').fit(x, y)

@@ -186,10 +186,11 @@ class TrainedClustering(BaseEstimator):
                 ones included.
             groups (optional): What keeps related identities on one side of
                 the validation split, shape ``[N]``. (default: :obj:`None`)
-            neighbors (Neighbors, optional): A ready table for :obj:`X`, of
-                :obj:`k` neighbours at least, on which the rule is chosen and
-                what follows is learned; before, training and held-out samples
-                get tables of their own. Of
+            neighbors (Neighbors, optional): A ready table for :obj:`X`, on
+                which the rule is chosen and what follows is learned; before,
+                training and held-out samples get tables of their own. It
+                lists :obj:`k` neighbours at least, or, by default, is what
+                :obj:`k` cannot exceed. Of
                 more than 50,000 samples the rule is chosen on some, with a
                 table of their own. (default: :obj:`None`)
 
@@ -204,18 +205,19 @@ class TrainedClustering(BaseEstimator):
         labels = check_labels(y, x.size(0))
         train, val = split_identities(labels, groups, self.val_share,
                                       self.seed)
+        width, listed = self.k, x.size(0)
         if neighbors is not None:
             neighbors.validate(x.size(0)).check_features(x)
-        width = self.k
+            listed = neighbors.k
         if width is None:
-            width = min(default_k(x.size(0)), train.size)
+            width = min(default_k(x.size(0)), train.size, listed)
         if not 2 <= width <= train.size:
             raise ValueError(f"'k' must be between 2 and the number of "
                              f"training samples {train.size} (got {width})")
-        if neighbors is not None and neighbors.k < width:
-            raise ValueError(f"The table lists {neighbors.k} neighbours, and "
-                             f"the networks take {width}: search for as many, "
-                             f"or set k={neighbors.k}")
+        if listed < width:
+            raise ValueError(f"The table lists {listed} neighbours, and the "
+                             f"networks take k={width}: search for as many, "
+                             f"or set k={listed}")
         self.k_, self.n_features_in_ = width, x.size(1)
         # Until all is learned anew there is nothing to predict by.
         self.__dict__.pop('rule_', None)
