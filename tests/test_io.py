@@ -194,11 +194,11 @@ def test_files_of_other_kinds(tmp_path):
         save_file({'a': torch.ones(2)}, path, meta)
         with pytest.raises(ValueError, match='not written by torch_sdt'):
             load_tensors(path)
-    # Ours, it says, but of other tensors.
-    save_file({'a': torch.ones(2)}, path,
-              {'torch_sdt': '{"fingerprint": "0123456789abcdef"}'})
-    with pytest.raises(ValueError, match='damaged'):
-        load_tensors(path)
+    # Ours, it says, but what it says is no JSON, or of other tensors.
+    for text in ('{"a": ', '{"fingerprint": "0123456789abcdef"}'):
+        save_file({'a': torch.ones(2)}, path, {'torch_sdt': text})
+        with pytest.raises(ValueError, match='damaged'):
+            load_tensors(path)
 
 
 def test_no_tensors_there(tmp_path):
