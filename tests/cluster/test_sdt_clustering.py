@@ -132,6 +132,22 @@ def test_same_seed_same_everything():
     assert not equal(third, again)
 
 
+def test_the_default_dtype_does_not_matter(tmp_path):
+    (x, _), path = world('test'), tmp_path / 'model.safetensors'
+    fitted().save(path)
+    labels = fitted().predict(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = estimator().fit(*world())
+        found = model.predict(x), SDTClustering.load(path).predict(x)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert equal(model, fitted())
+    for one in found:
+        assert np.array_equal(one, labels)
+
+
 def test_global_generators_are_left_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), \

@@ -124,6 +124,23 @@ def test_same_seed_same_weights_and_another_seed_others(estimator):
     assert not equal(model, clone(estimator).set_params(seed=1).fit(*world()))
 
 
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@all_estimators
+def test_the_default_dtype_does_not_matter(estimator, float64_by_default):
+    model, (x, _) = clone(estimator).fit(*world()), world('test')
+    labels = model.predict(x)
+    assert torch.get_default_dtype() == torch.float64
+    torch.set_default_dtype(torch.float32)
+    assert equal(model, fitted(estimator))
+    assert np.array_equal(labels, fitted(estimator).predict(x))
+
+
 @all_estimators
 def test_training_changes_every_network(estimator):
     model = fitted(estimator)

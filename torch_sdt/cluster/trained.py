@@ -31,6 +31,7 @@ from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.progress import progress
 from torch_sdt.training import History, Trainer
+from torch_sdt.training.float32 import float32_by_default
 from torch_sdt.training.seeded import seeded
 from torch_sdt.training.trainer import TrainingLoader, Validate
 from torch_sdt.typing import ArrayLike, check_count, check_integer, check_seed
@@ -230,8 +231,9 @@ class TrainedClustering(BaseEstimator):
         on_train, on_val = self._table(x[train]), self._table(x[val])
         y_train = torch.from_numpy(labels[train]).to(x.device)
         y_val = torch.from_numpy(labels[val]).to(x.device)
-        self._learn(on_train, y_train, on_val, y_val)
-        self._choose(x, labels, train, val, neighbors)
+        with float32_by_default():
+            self._learn(on_train, y_train, on_val, y_val)
+            self._choose(x, labels, train, val, neighbors)
         return self
 
     def _train(self, name: str, loader: TrainingLoader,
@@ -336,7 +338,7 @@ class TrainedClustering(BaseEstimator):
 
     def _build_networks(self) -> None:
         # The networks, with weights that the seed determines.
-        with seeded(self.seed):
+        with seeded(self.seed), float32_by_default():
             self._build()
         for name in self._networks:
             network = getattr(self, f'{name}_')
@@ -432,9 +434,10 @@ class TrainedClustering(BaseEstimator):
         if table.x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
         else:
-            measured = self._measure(table)
-            cluster = (self._cluster(measured) if rule is None else
-                       self._partition(measured, rule))
+            with float32_by_default():
+                measured = self._measure(table)
+                cluster = (self._cluster(measured) if rule is None else
+                           self._partition(measured, rule))
             self.labels_ = cluster.cpu().numpy().astype(np.int64)
         return self.labels_
 
