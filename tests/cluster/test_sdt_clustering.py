@@ -806,6 +806,26 @@ def test_adapting_follows_cosines_where_the_verdict_is_silent(monkeypatch):
     assert np.array_equal(model.predict(x, adapt=True), model.labels_)
 
 
+@pytest.mark.parametrize('right', [True, False])
+def test_a_verdict_counts_where_it_is_better_than_none(monkeypatch, right):
+    (x, y), model = world('test'), fitted()
+    without = TopKJaccardClustering(k=K).fit_predict(x)
+
+    def edges(table, trust=None):
+        out = before(table, trust)
+        same = y[table.neighbors.index] == y[:, None]
+        out.verdict = torch.from_numpy(same == right).float()
+        return out
+
+    before = model._edges
+    monkeypatch.setattr(model, '_edges', edges, raising=False)
+    labels = model.predict(x, adapt=True)
+    if right:
+        assert mean_fscore(y, labels) > mean_fscore(y, without) + .1
+    else:
+        assert np.array_equal(labels, without)
+
+
 @pytest.mark.parametrize('likeness,better', [(1., True), (.4, True),
                                              (1., False), (0., True)])
 @pytest.mark.parametrize('compared', [50_000, 60])

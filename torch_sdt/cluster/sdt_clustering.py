@@ -68,12 +68,15 @@ def _require_numba() -> None:
     require(torch_sdt.typing.WITH_NUMBA, 'SDTClustering(adapt=True)', 'numba')
 
 
+def _quality(table: Table, cluster: Tensor) -> float:
+    # How well a partition looks, without labels.
+    return judge(table.x.cpu(), table.neighbors.to('cpu'), cluster.cpu(),
+                 table.background).quality(table.x.size(0))
+
+
 def _likeness(table: Table, cluster: Tensor, other: Tensor) -> float:
-    # The quality of one partition over that of another, without labels.
-    x, neighbors = table.x.cpu(), table.neighbors.to('cpu')
-    best, most = (
-        judge(x, neighbors, one.cpu(), table.background).quality(x.size(0))
-        for one in (cluster, other))
+    # The quality of one partition over that of another.
+    best, most = _quality(table, cluster), _quality(table, other)
     return best / most if most > 0 else inf
 
 
@@ -468,9 +471,10 @@ class SDTClustering(TrainedClustering):
                 :math:`\sigma` of background cosines,
                 :math:`a_{ij} + \sigma (v_{ij} - 1/2)`, and
                 :class:`~torch_sdt.cluster.TopKJaccardClustering` finds the
-                settings that suit them without labels, which needs numba. If
-                :obj:`False`, the rule is kept. (default: where the rule
-                fails, see above)
+                settings that suit them without labels, which needs numba; so
+                it does for the cosines as they are, and of both partitions
+                the one of the larger :math:`Q` is taken. If :obj:`False`, the
+                rule is kept. (default: where the rule fails, see above)
 
         Returns:
             numpy.ndarray: The cluster of each sample, int64, shape ``[N]``,
@@ -539,10 +543,18 @@ class SDTClustering(TrainedClustering):
         return self.attention is not None or self.predictor == 'rank'
 
     def _adapt(self, table: Table, edges: Edges) -> np.ndarray:
+        # The verdict may be wrong on features of another kind: what the
+        # cosines give without it stands where it looks better.
         assert edges.verdict is not None  # Else it was refused.
-        raised = table.neighbors.similarity + table.background[1] * (
-            edges.verdict - .5)
-        ranked = table.neighbors.reranked(raised)
+        cosine = table.neighbors.similarity
+        raised = cosine + table.background[1] * (edges.verdict - .5)
+        return max((self._without_labels(table, similarity)
+                    for similarity in (raised, cosine)),
+                   key=lambda found: _quality(table,
+                                              torch.from_numpy(found)))
+
+    def _without_labels(self, table: Table, similarity: Tensor) -> np.ndarray:
+        ranked = table.neighbors.reranked(similarity)
         ranked = Neighbors(ranked.index, ranked.similarity.clamp(-1, 1))
         return TopKJaccardClustering(
             seed=self.seed, verbose=self.verbose).fit_predict(
