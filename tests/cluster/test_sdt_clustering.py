@@ -30,6 +30,7 @@ from torch_sdt.nn import (
 )
 from torch_sdt.ops import normalize_features
 from torch_sdt.training import Trainer
+from torch_sdt.training.default_dtype import default_dtype
 
 pytest.importorskip('numba')
 
@@ -136,13 +137,10 @@ def test_the_default_dtype_does_not_matter(tmp_path):
     (x, _), path = world('test'), tmp_path / 'model.safetensors'
     fitted().save(path)
     labels = fitted().predict(x)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         model = estimator().fit(*world())
         found = model.predict(x), SDTClustering.load(path).predict(x)
         assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
     assert equal(model, fitted())
     for one in found:
         assert np.array_equal(one, labels)

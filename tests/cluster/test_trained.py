@@ -31,6 +31,7 @@ from torch_sdt.io import load_tensors, save_tensors
 from torch_sdt.loader import NeighborSubgraphs
 from torch_sdt.neighbors import Neighbors
 from torch_sdt.ops import normalize_features, structure_space
+from torch_sdt.training.default_dtype import default_dtype
 
 SMALL = dict(k=8, epochs=1, batch_size=16)
 ESTIMATORS = [
@@ -124,19 +125,13 @@ def test_same_seed_same_weights_and_another_seed_others(estimator):
     assert not equal(model, clone(estimator).set_params(seed=1).fit(*world()))
 
 
-@pytest.fixture
-def float64_by_default():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @all_estimators
-def test_the_default_dtype_does_not_matter(estimator, float64_by_default):
-    model, (x, _) = clone(estimator).fit(*world()), world('test')
-    labels = model.predict(x)
-    assert torch.get_default_dtype() == torch.float64
-    torch.set_default_dtype(torch.float32)
+def test_the_default_dtype_does_not_matter(estimator):
+    x, _ = world('test')
+    with default_dtype(torch.float64):
+        model = clone(estimator).fit(*world())
+        labels = model.predict(x)
+        assert torch.get_default_dtype() == torch.float64
     assert equal(model, fitted(estimator))
     assert np.array_equal(labels, fitted(estimator).predict(x))
 

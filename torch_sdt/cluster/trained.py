@@ -31,7 +31,7 @@ from torch_sdt.ops.knn import default_k
 from torch_sdt.ops.normalize import normalize_features
 from torch_sdt.progress import progress
 from torch_sdt.training import History, Trainer
-from torch_sdt.training.float32 import float32_by_default
+from torch_sdt.training.default_dtype import default_dtype
 from torch_sdt.training.seeded import seeded
 from torch_sdt.training.trainer import TrainingLoader, Validate
 from torch_sdt.typing import ArrayLike, check_count, check_integer, check_seed
@@ -47,6 +47,8 @@ _VALIDATED = 4_000
 # Samples on which the rule is chosen, at most.
 _CHOOSE_UP_TO = 50_000
 _FORMAT = 3
+# Of networks and what they read, whatever torch makes by default.
+_DTYPE = torch.float32
 
 
 class Table(NamedTuple):
@@ -231,7 +233,7 @@ class TrainedClustering(BaseEstimator):
         on_train, on_val = self._table(x[train]), self._table(x[val])
         y_train = torch.from_numpy(labels[train]).to(x.device)
         y_val = torch.from_numpy(labels[val]).to(x.device)
-        with float32_by_default():
+        with default_dtype(_DTYPE):
             self._learn(on_train, y_train, on_val, y_val)
             self._choose(x, labels, train, val, neighbors)
         return self
@@ -338,7 +340,7 @@ class TrainedClustering(BaseEstimator):
 
     def _build_networks(self) -> None:
         # The networks, with weights that the seed determines.
-        with seeded(self.seed), float32_by_default():
+        with seeded(self.seed), default_dtype(_DTYPE):
             self._build()
         for name in self._networks:
             network = getattr(self, f'{name}_')
@@ -434,7 +436,7 @@ class TrainedClustering(BaseEstimator):
         if table.x.size(0) == 1:
             self.labels_ = np.zeros(1, dtype=np.int64)
         else:
-            with float32_by_default():
+            with default_dtype(_DTYPE):
                 measured = self._measure(table)
                 cluster = (self._cluster(measured) if rule is None else
                            self._partition(measured, rule))

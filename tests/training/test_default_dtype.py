@@ -1,18 +1,16 @@
 import pytest
 import torch
 
-from torch_sdt.training.float32 import float32_by_default
+from torch_sdt.training.default_dtype import default_dtype
 
 
-def test_float32_by_default():
-    with float32_by_default():
+def test_default_dtype():
+    with default_dtype(torch.float32):
         assert torch.get_default_dtype() == torch.float32
-    torch.set_default_dtype(torch.float64)
-    try:
+    with default_dtype(torch.float64):
         with pytest.raises(KeyError):
-            with float32_by_default():
+            with default_dtype(torch.float32):
                 assert torch.ones(1).dtype == torch.float32
                 raise KeyError
         assert torch.get_default_dtype() == torch.float64
-    finally:
-        torch.set_default_dtype(torch.float32)
+    assert torch.get_default_dtype() == torch.float32
